@@ -1,0 +1,162 @@
+"""Checkpoints: plain values and tensors, written whole or not at all, read without running code."""
+import collections
+import io
+import os
+import pickle
+import types
+import zipfile
+
+import numpy as np
+import torch
+
+from dssn.errors import UserError
+
+# All that a checkpoint's pickle may name: containers, how tensors are rebuilt, and the NumPy
+# scalars that public checkpoints hold. Whatever else is named is refused before it runs.
+_ADMITTED = {
+    'collections': ('OrderedDict',),
+    'torch._utils': ('_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_parameter'),
+    'torch': ('Size', 'device', 'FloatStorage', 'DoubleStorage', 'HalfStorage', 'BFloat16Storage',
+              'LongStorage', 'IntStorage', 'ShortStorage', 'CharStorage', 'ByteStorage',
+              'BoolStorage'),
+    'torch.storage': ('TypedStorage', 'UntypedStorage'),
+    'torch.nn.parameter': ('Parameter',),
+    'numpy': ('dtype',),
+    'numpy.core.multiarray': ('scalar',),
+    'numpy._core.multiarray': ('scalar',),
+    '_codecs': ('encode',),
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module, name):
+        if name not in _ADMITTED.get(module, ()):
+            raise pickle.UnpicklingError(f'{module}.{name} is not admitted in a checkpoint')
+        if module.startswith('numpy') and name == 'scalar':
+            return _numpy_scalar
+        return super().find_class(module, name)
+
+
+def _numpy_scalar(dtype, data=b''):
+    """NumPy's scalar from its bytes; numbers only (an object scalar would unpickle again)."""
+    if not isinstance(dtype, np.dtype) or dtype.hasobject or not isinstance(data, bytes):
+        raise pickle.UnpicklingError('a NumPy scalar that is not a number')
+    return np.frombuffer(data, dtype, 1)[0]
+
+
+def _load(file, **kwargs):
+    return _Unpickler(file, **kwargs).load()
+
+
+# What torch.load asks of a `pickle_module`, on every supported release.
+_safe_pickle = types.ModuleType('dssn_safe_pickle')
+_safe_pickle.Unpickler = _Unpickler
+_safe_pickle.load = _load
+_safe_pickle.loads = lambda data, **kwargs: _load(io.BytesIO(data), **kwargs)
+_safe_pickle.UnpicklingError = pickle.UnpicklingError
+
+
+def read_torch_file(path):
+    """Whatever `torch.save` wrote into a file, on the CPU; no code of the file runs.
+
+    Raises:
+        UserError: no such file, not a checkpoint, damaged, or holding other objects than
+            containers, numbers, text and tensors.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f'{path}: no such checkpoint')
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(name.endswith('/constants.pkl') for name in archive.namelist()):
+                    raise UserError(f'{path}: a TorchScript program, not a checkpoint; programs '
+                                    'are not run: save its state_dict instead')
+        return torch.load(path, map_location='cpu', pickle_module=_safe_pickle)
+    except UserError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise UserError(f'{path}: refused: {error}; a checkpoint holds containers, numbers, text '
+                        'and tensors only: save it again as a plain state_dict') from None
+    except Exception as error:  # a damaged file makes the readers raise almost anything
+        text = ' '.join(str(error).split())[:200]
+        raise UserError(f'{path}: not a readable checkpoint ({type(error).__name__}: {text}); it '
+                        'may be damaged or not from torch.save') from None
+
+
+def save(path, content):
+    """Write `content` to a temporary file, then rename it: `path` is never half-written."""
+    temporary = f'{path}.tmp'
+    with open(temporary, 'wb') as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def weights(model):
+    """The network's state as a plain dict of CPU tensors, without `module.`."""
+    return {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+
+
+def choose_weights(content, path, role=None):
+    """The network's state inside a checkpoint of ours, of DSSN's or of UniMatch's release.
+
+    Args:
+        content: what `read_torch_file` gave. role: 'student', 'teacher', or None for the student
+            where the file holds both, else for the one it holds.
+
+    Returns:
+        ({name: tensor} without a `module.` prefix, role). The student is found bare or under
+        `model`, the teacher under `teacher` or `model_ema`. A public file with one network does
+        not say whose it is: it serves as either.
+    """
+    content = content if isinstance(content, dict) else {}
+    held = {'student': ('model', 'state_dict'), 'teacher': ('teacher', 'model_ema')}
+    single = content.get('weights')
+    if role and single and role != single:
+        raise UserError(f"{path}: holds the {single}'s weights, not the {role}'s; leave --weights "
+                        f'out, or take the {role}\'s file (best.pth: student, t_best.pth: teacher)')
+    role = role or single or 'student'
+    places = [name for name in held[role] + held['student'] if isinstance(content.get(name), dict)]
+    state = content[places[0]] if places else content
+    if not state or not all(isinstance(name, str) and torch.is_tensor(value)
+                            for name, value in state.items()):
+        raise UserError(f'{path}: holds no network weights (found: '
+                        f'{", ".join(map(str, content))[:200] or "no mapping"}); expected a state '
+                        'dict, bare or under `model`')
+    return {name[7:] if name.startswith('module.') else name: tensor
+            for name, tensor in state.items()}, role
+
+
+def load_weights(model, state, path, new_classifier=False):
+    """Load a state dict into the network, all of it, or say what does not fit.
+
+    Args:
+        state: {name: tensor} from `find_weights`. new_classifier: whether a classifier of another
+            class count is left as initialised.
+
+    Returns:
+        Names that were left as initialised: empty, or the classifier's.
+    """
+    own = model.state_dict()
+    state = {name: tensor for name, tensor in state.items()}
+    left = []
+    if new_classifier:
+        left = [name for name in own if name.startswith('classifier.') and name in state
+                and state[name].shape != own[name].shape]
+        for name in left:
+            state.pop(name)
+    # Files from before PyTorch counted batches lack these; they decide nothing here.
+    missing = [n for n in own if n not in state and n not in left
+               and not n.endswith('num_batches_tracked')]
+    extra = [n for n in state if n not in own]
+    unlike = [f'{n} {tuple(state[n].shape)} instead of {tuple(own[n].shape)}' for n in own
+              if n in state and state[n].shape != own[n].shape]
+    problems = [f'{len(names)} {word} (first: {names[0]})' for names, word in
+                ((missing, 'missing'), (extra, 'unknown'), (unlike, 'of another shape')) if names]
+    if problems:
+        raise UserError(f'{path}: weights of another architecture: {"; ".join(problems)}; build '
+                        "the network as the checkpoint's config does (backbone, stem, "
+                        'decoder_channels, base_channels, nclass)')
+    model.load_state_dict(state, strict=False)
+    return left

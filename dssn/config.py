@@ -1,0 +1,344 @@
+"""Configuration: every key declared once, loaded strictly from flat YAML and from `--set`.
+
+A method's own keys are declared beside the method (`dssn/methods/*.py`) in a subclass of `Config`.
+"""
+import dataclasses
+import difflib
+import re
+import typing
+from dataclasses import dataclass
+from typing import Any, Dict, List
+
+import yaml
+
+from dssn.errors import UserError
+
+DATASETS = ('pascal', 'cityscapes', 'coco', 'camvid', 'shapes')
+# What a file that says nothing of these keys means, by data set: the settings of the published
+# runs, so that existing DSSN and UniMatch files load unchanged and mean what they meant.
+DATASET_DEFAULTS = {
+    'pascal': {'pretrained': True, 'cutmix_partner': 'same', 'selection': 'class_max'},
+    'coco': {'pretrained': True, 'cutmix_partner': 'same', 'selection': 'class_max'},
+    'cityscapes': {'pretrained': True, 'cutmix_partner': 'same', 'selection': 'fixed',
+                   'warm_up_epochs': 5, 'protocol': 'sliding_window'},
+}
+
+
+def key(default, help, choices=None, low=None, high=None, above=None, below=None, length=None):
+    """Declare a config key: its default, one line of help and its legal values."""
+    limits = dict(choices=choices, low=low, high=high, above=above, below=below, length=length)
+    metadata = {'help': help, **{k: v for k, v in limits.items() if v is not None}}
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def criterion_default():
+    return {'name': 'CELoss', 'kwargs': {'ignore_index': 255}}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The keys every method has. Instances are made by `load` and are complete and checked."""
+    # the experiment
+    method: str = key('DSSN', 'training method: the name of a class in dssn/methods')
+    seed: int = key(0, 'seed of everything random', low=0)
+    device: str = key('auto', 'auto: a GPU if there is one', choices=('auto', 'cpu', 'cuda'))
+    # data
+    dataset: str = key('', 'name of the data set; decides palette, class names and defaults')
+    nclass: int = key(0, 'number of classes', low=2, high=255)
+    classes: List[str] = key([], 'class names in index order; empty: the names known for the '
+                                 'data set, else "class 0", "class 1", ...')
+    data_root: str = key('', 'folder that the id lists are relative to')
+    labeled_id_path: str = key('', 'id list with images and masks')
+    unlabeled_id_path: str = key('', 'id list of images without masks')
+    val_id_path: str = key('', 'id list to evaluate on; empty: splits/<dataset>/val.txt')
+    save_path: str = key('', "the run's folder")
+    workers: int = key(2, 'loader processes per training process; 0: load in the process', low=0)
+    crop_size: int = key(321, 'side of the square training crop, pixels', low=8)
+    # network
+    model: str = key('deeplabv3plus', 'segmentation network', choices=('deeplabv3plus',))
+    backbone: str = key('resnet101', 'backbone of the network',
+                        choices=('resnet18', 'resnet50', 'resnet101', 'xception'))
+    stem: str = key('deep', "deep: three 3x3 convolutions; plain: torchvision's 7x7",
+                    choices=('deep', 'plain'))
+    replace_stride_with_dilation: List[bool] = key(
+        [False, False, True], "dilate ResNet's layer2, layer3, layer4 instead of striding", length=3)
+    dilations: List[int] = key([6, 12, 18], 'dilations of the ASPP head', length=3, low=1)
+    multi_grid: bool = key(False, 'must be false (a leftover in old files)', choices=(False,))
+    decoder_channels: int = key(256, 'width of the decoder', low=1)
+    base_channels: int = key(64, 'width of the first ResNet stage', low=2)
+    pretrained: bool = key(False, 'start the backbone from pretrained/<backbone>.pth')
+    init_from: str = key('', 'checkpoint whose weights training starts from')
+    # optimisation
+    epochs: int = key(100, 'epochs; one is a pass over the unlabeled list', low=1)
+    batch_size: int = key(2, 'labeled images, and as many unlabeled, per process', low=1)
+    lr: float = key(0.002, 'initial learning rate of the backbone', above=0)
+    lr_multi: float = key(10.0, "everything else's rate is lr times this", above=0)
+    criterion: Dict[str, Any] = dataclasses.field(
+        default_factory=criterion_default,
+        metadata={'help': 'labeled loss: {name: CELoss} or {name: OHEM, kwargs: {thresh, min_kept}}'})
+    # evaluation and the log
+    protocol: str = key('original', 'evaluation: whole images, or a window of crop_size slid over '
+                                    'them', choices=('original', 'sliding_window'))
+    eval_every: int = key(1, 'epochs between evaluations; the last epoch is always evaluated', low=1)
+    log_every: int = key(50, 'steps between lines of the log', low=1)
+
+
+@dataclass(frozen=True)
+class StrongViewsConfig(Config):
+    """The keys of methods that train on strong views of unlabeled images."""
+    num_aug: int = key(0, 'most operations drawn from the strong pool per view; 0: no pool', low=0)
+    flag_use_random_num_sampling: bool = key(
+        True, 'draw the number of pool operations uniformly in 1..num_aug; false: always num_aug')
+    cutmix_partner: str = key('other', "whose strong view CutMix pastes: the same image's under "
+                                       "another draw, or another image's",
+                              choices=('same', 'other'))
+
+
+def load(path, overrides=None, assignments=()):
+    """Read a YAML file and return the complete, checked config of its method.
+
+    Args:
+        path: a flat YAML file; keys as in `Config` and the methods' configs.
+        overrides: {key: value} that win over the file (the launcher's flags); None is "not given".
+        assignments: strings `key=value` (`--set`) that win over both.
+
+    Returns:
+        An instance of the method's config class (a subclass of `Config`).
+
+    Raises:
+        UserError: unreadable file, unknown key, wrong type or impossible value, naming the place.
+    """
+    return resolve(read_yaml(path), str(path), overrides, assignments)
+
+
+def from_dict(values, place, overrides=None, assignments=()):
+    """The same from a mapping, such as the one a checkpoint carries; `place` is for errors."""
+    return resolve(values, place, overrides, assignments)
+
+
+def resolve(content, place, overrides, assignments):
+    from dssn import methods
+    values = {name: (value, place) for name, value in content.items()}
+    for name, value in (overrides or {}).items():
+        if value is not None:
+            values[name] = value, 'command line'
+    for text in assignments:
+        name, value = parse_assignment(text)
+        values[name] = value, f'--set {text}'
+    method = methods.find(*values.get('method', ('DSSN', place)))
+    own = {f.name: f for f in dataclasses.fields(method.Config)}
+    # A file serves every method: keys of other methods are known, and unused by this one.
+    known = {f.name: f for other in methods.all_methods().values()
+             for f in dataclasses.fields(other.Config)}
+    dataset = values.get('dataset', ('', place))[0]
+    defaults = DATASET_DEFAULTS.get(dataset, {}) if isinstance(dataset, str) else {}
+    resolved = {name: value for name, value in defaults.items() if name in own}
+    for name, (value, where) in values.items():
+        if name not in known:
+            raise UserError(unknown_key(where, name, known))
+        checked = check_value(where, known[name], value)
+        if name in own:
+            resolved[name] = checked
+        elif where != place:
+            raise UserError(f"{where}: key '{name}' has no effect with method {method.name}; "
+                            'leave it out or choose another method')
+    resolved['method'] = method.name
+    return complete(method.Config, resolved, place)
+
+
+def complete(config_class, values, path):
+    """Fill in the defaults that depend on other keys and check what no single key can tell."""
+    if not values.get('dataset'):
+        raise UserError(f"{path}: key 'dataset' is missing; known data sets: {', '.join(DATASETS)}; "
+                        'any other name is your own data')
+    if not re.fullmatch(r'[A-Za-z0-9_.-]+', values['dataset']):
+        raise UserError(f"{path}: dataset = '{values['dataset']}' must be a plain name of letters, "
+                        "digits, '_', '-' and '.'")
+    if 'nclass' not in values:
+        raise UserError(f"{path}: key 'nclass' is missing: the number of classes in the masks")
+    if not values.get('val_id_path'):
+        values['val_id_path'] = f"splits/{values['dataset']}/val.txt"
+    names = values.get('classes') or []
+    if names and len(names) != values['nclass']:
+        raise UserError(f"{path}: classes names {len(names)} classes but nclass = "
+                        f"{values['nclass']}; make them agree")
+    return config_class(**values)
+
+
+def names_of_classes(cfg):
+    """Names of the classes of `cfg`, in index order."""
+    from dssn.data.classes import class_names
+    return list(cfg.classes) or class_names(cfg.dataset, cfg.nclass)
+
+
+def read_yaml(path):
+    """The mapping in a YAML file (safe loader: no code runs), with numbers like 1e-3 as numbers."""
+    try:
+        with open(path, encoding='utf-8') as file:
+            content = yaml.load(file, Loader=_Loader)
+    except FileNotFoundError:
+        raise UserError(f'{path}: no such config file; the ones that come with the project are in '
+                        'configs/') from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f'{path}: cannot be read as a config file: {error}') from None
+    except yaml.YAMLError as error:
+        raise UserError(f'{path}: not valid YAML: ' + ' '.join(str(error).split())) from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold 'key: value' lines, found {type(content).__name__}")
+    for name in content:
+        if not isinstance(name, str):
+            raise UserError(f'{path}: key {name!r} is not a word; keys are names such as crop_size')
+    return content
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-3` as text; a learning rate written so must arrive as a number."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for name_node, _ in node.value:
+            name = self.construct_object(name_node, deep=True)
+            if isinstance(name, str) and name in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key '{name}' appears twice", name_node.start_mark)
+            if isinstance(name, str):
+                seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    'tag:yaml.org,2002:float',
+    re.compile(r'[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$'), list('-+0123456789.'))
+
+
+def parse_assignment(text):
+    """Split a `--set key=value`; the value is read as YAML."""
+    name, sep, value = text.partition('=')
+    if not sep or not name.strip():
+        raise UserError(f"--set {text}: write key=value, such as --set lr=0.001")
+    try:
+        return name.strip(), yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError:
+        raise UserError(f'--set {text}: the value is not valid YAML; quote it') from None
+
+
+def unknown_key(place, name, fields):
+    close = difflib.get_close_matches(name, fields, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else ''
+    return f"{place}: unknown key '{name}'{hint} Known keys: {', '.join(sorted(fields))}"
+
+
+def check_value(place, field, value):
+    """Return `value` as the field's type, or raise a UserError that says what is allowed."""
+    origin = typing.get_origin(field.type) or field.type
+    if field.name == 'criterion':
+        return check_criterion(place, value)
+    if origin is list:
+        inner, = typing.get_args(field.type)
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f'{place}: {field.name} = {value!r} must be a list of '
+                            f'{_word(inner)}: {field.metadata["help"]}')
+        length = field.metadata.get('length')
+        if length is not None and len(value) != length:
+            raise UserError(f'{place}: {field.name} = {value!r} must have {length} entries: '
+                            f'{field.metadata["help"]}')
+        return [check_scalar(place, field, inner, item) for item in value]
+    return check_scalar(place, field, origin, value)
+
+
+def check_scalar(place, field, kind, value):
+    wrong = UserError(f'{place}: {field.name} = {value!r} must be {_word(kind)}: '
+                      f'{field.metadata["help"]}')
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if kind is str and value is None:
+        value = ''
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        raise wrong
+    if kind is float and not (float('-inf') < value < float('inf')):
+        raise wrong
+    meta = field.metadata
+    if 'choices' in meta and value not in meta['choices']:
+        close = difflib.get_close_matches(str(value), [str(c) for c in meta['choices']], n=1)
+        hint = f" (did you mean '{close[0]}'?)" if close else ''
+        allowed = ', '.join(_yaml_word(c) for c in meta['choices'])
+        raise UserError(f'{place}: {field.name} = {_yaml_word(value)} is not allowed{hint}; '
+                        f'allowed: {allowed}')
+    bounds = [('low', 'at least', lambda a, b: a >= b), ('high', 'at most', lambda a, b: a <= b),
+              ('above', 'above', lambda a, b: a > b), ('below', 'below', lambda a, b: a < b)]
+    for bound, words, holds in bounds:
+        if bound in meta and not holds(value, meta[bound]):
+            limits = ' and '.join(f'{w} {meta[b]}' for b, w, _ in bounds if b in meta)
+            raise UserError(f'{place}: {field.name} = {value!r} must be {limits}: {meta["help"]}')
+    return value
+
+
+def check_criterion(place, value):
+    """The labeled loss: `CELoss`, or `OHEM` with thresh and min_kept; ignore_index is 255."""
+    if not isinstance(value, dict) or value.get('name') not in ('CELoss', 'OHEM'):
+        raise UserError(f'{place}: criterion = {value!r} must be {{name: CELoss}} or '
+                        '{name: OHEM, kwargs: {thresh: 0.7, min_kept: 100000}}')
+    for name in value:
+        if name not in ('name', 'kwargs'):
+            raise UserError(f"{place}: criterion has an unknown key '{name}'; known keys: name, kwargs")
+    kwargs = value.get('kwargs') or {}
+    if not isinstance(kwargs, dict):
+        raise UserError(f'{place}: criterion kwargs = {kwargs!r} must be a mapping such as '
+                        '{ignore_index: 255}')
+    allowed = {'ignore_index': 255}
+    if value['name'] == 'OHEM':
+        allowed.update(thresh=0.7, min_kept=100000)
+    for name, item in kwargs.items():
+        if name not in allowed:
+            raise UserError(f"{place}: criterion {value['name']} has no argument '{name}'; known "
+                            f"arguments: {', '.join(sorted(allowed))}")
+        if isinstance(item, bool) or not isinstance(item, (int, float)):
+            raise UserError(f'{place}: criterion argument {name} = {item!r} must be a number')
+    merged = {**allowed, **kwargs}
+    if merged['ignore_index'] != 255:
+        raise UserError(f'{place}: criterion argument ignore_index = {merged["ignore_index"]} must '
+                        'be 255, the value that masks use for "ignore"')
+    if value['name'] == 'OHEM':
+        if not 0 <= merged['thresh'] <= 1:
+            raise UserError(f'{place}: criterion argument thresh = {merged["thresh"]} must be a '
+                            'probability between 0 and 1')
+        if merged['min_kept'] < 0 or merged['min_kept'] != int(merged['min_kept']):
+            raise UserError(f'{place}: criterion argument min_kept = {merged["min_kept"]} must be a '
+                            'whole number of pixels, at least 0')
+        merged['min_kept'] = int(merged['min_kept'])
+    return {'name': value['name'], 'kwargs': merged}
+
+
+def to_dict(cfg):
+    """Plain Python values of a config, in the order of declaration."""
+    return dataclasses.asdict(cfg)
+
+
+def dump(cfg):
+    """The resolved config as YAML text."""
+    return yaml.safe_dump(to_dict(cfg), sort_keys=False, default_flow_style=None, width=100)
+
+
+def help_text(method):
+    """One line per key of a method: name, type, default, help."""
+    lines = []
+    for field in dataclasses.fields(method.Config):
+        default = field.default
+        if default is dataclasses.MISSING:
+            default = field.default_factory()
+        kind = getattr(field.type, '__name__', None) or str(field.type).replace('typing.', '')
+        lines.append(f'  {field.name} ({kind}, default {_yaml_word(default)}): '
+                     f'{field.metadata["help"]}')
+    return '\n'.join(lines)
+
+
+def _word(kind):
+    return {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'text'}[kind]
+
+
+def _yaml_word(value):
+    if isinstance(value, bool):
+        return 'true' if value else 'false'
+    return repr(value) if isinstance(value, (list, dict)) or value == '' else str(value)

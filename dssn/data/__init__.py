@@ -1,0 +1,1 @@
+"""Data: id lists, files, views, and the order in which training sees them."""

@@ -1,0 +1,128 @@
+"""The order in which training sees its samples, and the loaders that follow it."""
+import functools
+
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data._utils.collate import default_collate
+
+from dssn.data.datasets import Draw, EvalSet, TrainSet
+from dssn.data.views import generator
+from dssn.errors import UserError
+
+# Names of the orders in the random numbers, beside the names of the views in datasets.py.
+LABELED_ORDER, UNLABELED_ORDER, PARTNER_SHIFT = 100, 101, 102
+
+
+class Schedule:
+    """Which samples each step of each epoch takes: a pure function of (seed, epoch, step, rank).
+
+    Semi-supervised: an epoch is one pass over the unlabeled list; the labeled list is dealt out
+    without end, each pass over it in a new order, going on where the last epoch left off, so that
+    a list longer than the unlabeled one is used in full. The two orders are independent.
+    Supervised (no unlabeled list): an epoch is one pass over the labeled list. An incomplete last
+    batch is dropped. Ranks take neighbouring slices of one global batch, so the same samples make
+    up a step on 1 x 4 and on 2 x 2 (processes x batch).
+    """
+
+    def __init__(self, cfg, n_labeled, n_unlabeled, rank=0, world=1):
+        self.cfg, self.rank = cfg, rank
+        self.n_labeled, self.n_unlabeled = n_labeled, n_unlabeled
+        self.global_batch = cfg.batch_size * world
+        longest, path = (n_labeled, cfg.labeled_id_path) if n_unlabeled is None else \
+            (n_unlabeled, cfg.unlabeled_id_path)
+        self.steps_per_epoch = longest // self.global_batch
+        if self.steps_per_epoch == 0:
+            raise UserError(f'{path}: {longest} images are fewer than a batch ({cfg.batch_size} x '
+                            f'{world} processes = {self.global_batch}); lower batch_size or use '
+                            'fewer processes')
+        # The last few orders only: epochs go forward.
+        self.order = functools.lru_cache(4)(self._order)
+
+    def _order(self, which, number, n):
+        return generator(self.cfg.seed, number, 0, which).permutation(n)
+
+    def batch(self, epoch, step):
+        """This rank's rows of a step: a list of `Draw`."""
+        first = self.rank * self.cfg.batch_size
+        return [self.draw(epoch, step, first + row) for row in range(self.cfg.batch_size)]
+
+    def draw(self, epoch, step, row):
+        place = step * self.global_batch + row
+        if self.n_unlabeled is None:
+            return Draw(int(self.order(LABELED_ORDER, epoch, self.n_labeled)[place]), epoch)
+        dealt = epoch * self.steps_per_epoch * self.global_batch + place
+        labeled_pass, labeled_place = divmod(dealt, self.n_labeled)
+        labeled = self.order(LABELED_ORDER, labeled_pass, self.n_labeled)[labeled_place]
+        order = self.order(UNLABELED_ORDER, epoch, self.n_unlabeled)
+        unlabeled = order[place]
+        partner = order[(place + self.shift(epoch)) % self.n_unlabeled]
+        return Draw(int(labeled), labeled_pass, int(unlabeled), int(partner), epoch)
+
+    def shift(self, epoch):
+        """How far down the epoch's order an image's CutMix partner stands; 0 is the image itself.
+
+        With `cutmix_partner: other` every image is once a partner, and never its own.
+        """
+        if self.cfg.cutmix_partner == 'same' or self.n_unlabeled < 2:
+            return 0
+        return int(generator(self.cfg.seed, epoch, 0, PARTNER_SHIFT).integers(1, self.n_unlabeled))
+
+
+class TrainLoader:
+    """Batches of an epoch, from any of its steps on."""
+
+    def __init__(self, cfg, labeled, unlabeled, rank=0, world=1, pin=False):
+        self.schedule = Schedule(cfg, len(labeled), unlabeled and len(unlabeled), rank, world)
+        self.steps_per_epoch = self.schedule.steps_per_epoch
+        self.epoch = self.first = 0
+        self.loader = DataLoader(
+            TrainSet(cfg, labeled, unlabeled), batch_sampler=self, collate_fn=collate,
+            num_workers=cfg.workers, pin_memory=pin, worker_init_fn=one_thread,
+            persistent_workers=cfg.workers > 0)
+
+    def __iter__(self):
+        """The batch sampler's part: the rows of each step."""
+        for step in range(self.first, self.steps_per_epoch):
+            yield self.schedule.batch(self.epoch, step)
+
+    def __len__(self):
+        return self.steps_per_epoch - self.first
+
+    def batches(self, epoch, first=0):
+        """Yield a `Batch` per step of `epoch`, from step `first` of it; UserError on a bad file."""
+        self.epoch, self.first = epoch, first
+        return checked(self.loader)
+
+
+def eval_loader(cfg, samples, rank=0, world=1):
+    """This rank's share of the evaluation images, one a batch, each image on exactly one rank."""
+    part = torch.utils.data.Subset(EvalSet(cfg, samples), range(rank, len(samples), world))
+    return checked(DataLoader(part, batch_size=None, num_workers=cfg.workers,
+                              worker_init_fn=one_thread))
+
+
+def checked(loader):
+    for item in loader:
+        if isinstance(item, UserError):
+            raise item
+        yield item
+
+
+def collate(rows):
+    bad = [row for row in rows if isinstance(row, UserError)]
+    return bad[0] if bad else _collate(rows)
+
+
+def _collate(rows):
+    """Rows of named tuples -> one, tensors stacked; None stays None."""
+    first = rows[0]
+    if first is None:
+        return None
+    if isinstance(first, tuple):
+        return type(first)(*[_collate(column) for column in zip(*rows)])
+    return default_collate(list(rows))
+
+
+def one_thread(worker):
+    """Workers are many: each keeps to one thread, so that they do not fight for the cores."""
+    torch.set_num_threads(1)

@@ -1,0 +1,180 @@
+"""`shapes`: a small data set that the package draws, so that everything runs with no download.
+
+Rotated, overlapping, textured objects of six classes with a long tail on cluttered grounds. An
+object's class is its outline; hue and texture are hints that often mislead, so that a few dozen
+labeled images are too few to tell the hints from the rule.
+"""
+import math
+import os
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from dssn.data.lists import Sample, write_list
+
+CLASSES = ('background', 'disk', 'square', 'triangle', 'star', 'ring', 'cross')
+TAIL = (0.28, 0.22, 0.18, 0.14, 0.10, 0.08)  # share of the objects, by class from 1
+SIZE = (96, 96)                              # width, height in pixels
+OVERSAMPLE = 2                               # drawn larger, then shrunk: smooth edges
+N_TRAIN, N_VAL = 440, 120
+SEED = 2023
+
+
+def draw_set(root, n_train=N_TRAIN, n_val=N_VAL, seed=SEED):
+    """Draw the data set as JPEG images, PNG masks and the id lists train.txt and val.txt.
+
+    An image depends on (seed, its number) alone. Lists are written last: where they stand, the
+    set is complete.
+
+    Returns:
+        True if it was drawn, False if it was there already.
+    """
+    names = {'train': [f'train_{i:04d}' for i in range(n_train)],
+             'val': [f'val_{i:04d}' for i in range(n_val)]}
+    if all(_count(os.path.join(root, f'{part}.txt')) == len(names[part]) for part in names):
+        return False
+    for folder in ('images', 'masks'):
+        os.makedirs(os.path.join(root, folder), exist_ok=True)
+    samples = {part: [Sample(f'images/{n}.jpg', f'masks/{n}.png', n) for n in names[part]]
+               for part in names}
+    for i, sample in enumerate(samples['train'] + samples['val']):
+        # Val is numbered from its own start: the train list's length does not change it.
+        number = i if i < n_train else 1_000_000 + i - n_train
+        image, mask, quality = draw(np.random.default_rng((seed, number)))
+        image.save(os.path.join(root, sample.image), quality=quality)
+        mask.save(os.path.join(root, sample.mask))
+    for part in names:
+        write_list(os.path.join(root, f'{part}.txt'), samples[part])
+    return True
+
+
+def _count(path):
+    if not os.path.isfile(path):
+        return 0
+    with open(path, encoding='utf-8') as file:
+        return sum(1 for line in file if line.strip())
+
+
+def draw(rng):
+    """One image: (RGB, mask of class indices, JPEG quality)."""
+    width, height = SIZE[0] * OVERSAMPLE, SIZE[1] * OVERSAMPLE
+    image = Image.fromarray(_ground(rng, width, height))
+    mask = Image.new('L', (width, height), 0)
+    for _ in range(int(rng.integers(3, 7))):
+        kind = 1 + int(rng.choice(len(TAIL), p=TAIL))
+        outline = _outline(CLASSES[kind], rng, width, height)
+        texture = _texture(kind, rng, width, height)
+        image.paste(Image.fromarray(texture), (0, 0), outline)
+        mask.paste(kind, (0, 0), outline)
+    image = _camera(image.resize(SIZE, Image.Resampling.BOX), rng)
+    return image, mask.resize(SIZE, Image.Resampling.NEAREST), int(rng.integers(60, 95))
+
+
+def _outline(name, rng, width, height):
+    """A filled outline somewhere in the picture, as an L image of 0 and 255."""
+    radius = rng.uniform(0.10, 0.24) * height
+    x, y = rng.uniform(0.05, 0.95) * width, rng.uniform(0.05, 0.95) * height
+    turn, stretch = rng.uniform(0, 2 * math.pi), rng.uniform(0.8, 1.25)
+    lean = rng.uniform(0, math.pi)
+
+    def place(points):
+        """Polar points (radius, angle), stretched along `lean`, turned and moved."""
+        placed = []
+        for r, angle in points:
+            a, b = r * math.cos(angle + turn - lean), r * math.sin(angle + turn - lean)
+            a, b = a * stretch, b / stretch
+            placed.append((x + radius * (a * math.cos(lean) - b * math.sin(lean)),
+                           y + radius * (a * math.sin(lean) + b * math.cos(lean))))
+        return placed
+
+    circle = [(1, 2 * math.pi * i / 40) for i in range(40)]
+    polygons = {
+        'disk': [circle],
+        'square': [[(1.15, math.pi * (i + 0.5) / 2) for i in range(4)]],
+        'triangle': [[(1.3, 2 * math.pi * i / 3) for i in range(3)]],
+        'star': [[(1.35 if i % 2 == 0 else 0.55, math.pi * i / 5) for i in range(10)]],
+        'ring': [circle, [(0.5, angle) for _, angle in circle]],
+        'cross': [_cross(0.34)],
+    }[name]
+    outline = Image.new('L', (width, height), 0)
+    pen = ImageDraw.Draw(outline)
+    for fill, polygon in zip((255, 0), polygons):
+        pen.polygon(place(polygon), fill=fill)
+    return outline
+
+
+def _cross(half):
+    """Corners of an upright cross with arms of length 1.2 and the given half width, polar."""
+    corners = []
+    for quarter in range(4):
+        for a, b in ((1.2, -half), (1.2, half), (half, half)):
+            corners.append((math.hypot(a, b), math.atan2(b, a) + quarter * math.pi / 2))
+    return corners
+
+
+def _colour(rng, hue=None):
+    """A random colour (3,), of about the given hue if any."""
+    hue = rng.random() if hue is None else (hue + rng.normal(0, 0.06)) % 1
+    saturation, value = rng.uniform(0.25, 0.9), rng.uniform(0.35, 1.0)
+    ramp = np.abs((hue * 6 + np.array([0, 4, 2])) % 6 - 3) - 1
+    return 255 * value * (1 - saturation * (1 - np.clip(ramp, 0, 1)))
+
+
+def _texture(kind, rng, width, height):
+    """A full-size RGB array to cut the object from; its class hints at hue and pattern."""
+    hue = (kind - 1) / 6 if rng.random() < 0.5 else None
+    pattern = kind % 4 if rng.random() < 0.5 else int(rng.integers(4))
+    first, second = _colour(rng, hue), _colour(rng)
+    second = first + (second - first) * rng.uniform(0.2, 0.7)
+    return _mix(first, second, _pattern(pattern, rng, width, height))
+
+
+def _pattern(pattern, rng, width, height):
+    """Values in 0..1 (height, width): plain, stripes, checks or dots, turned and scaled."""
+    turn, pitch = rng.uniform(0, math.pi), rng.uniform(0.35, 0.9)
+    rows, columns = np.mgrid[:height, :width] / OVERSAMPLE
+    a = (columns * math.cos(turn) + rows * math.sin(turn)) * pitch
+    b = (rows * math.cos(turn) - columns * math.sin(turn)) * pitch
+    if pattern == 0:
+        return np.full((height, width), 0.2)
+    if pattern == 1:
+        return (np.sin(a) > 0).astype(float)
+    if pattern == 2:
+        return ((np.sin(a) > 0) ^ (np.sin(b) > 0)).astype(float)
+    return (np.sin(a) * np.sin(b) > 0.45).astype(float)
+
+
+def _ground(rng, width, height):
+    """Soft blotches and a pattern in any colours, crossed by thin lines, as an RGB array."""
+    cells = int(rng.integers(2, 6))
+    noise = Image.fromarray((255 * rng.random((cells, cells))).astype(np.uint8))
+    blotches = np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC)) / 255
+    ground = _mix(_colour(rng), _colour(rng), blotches)
+    if rng.random() < 0.6:
+        stripes = _pattern(int(rng.integers(1, 4)), rng, width, height)
+        ground = _mix(ground, _mix(ground, _colour(rng), np.full_like(stripes, 0.35)), stripes)
+    image = Image.fromarray(ground)
+    pen = ImageDraw.Draw(image)
+    for _ in range(int(rng.integers(0, 6))):
+        ends = [int(v) for v in rng.integers(0, (width, height, width, height))]
+        pen.line(ends, tuple(int(c) for c in _colour(rng)), int(rng.integers(2, 7)))
+    return np.asarray(image)
+
+
+def _mix(first, second, weight):
+    """first where weight (H, W) is 0, second where it is 1: uint8 (H, W, 3)."""
+    weight = weight[..., None]
+    return np.clip(first * (1 - weight) + second * weight, 0, 255).astype(np.uint8)
+
+
+def _camera(image, rng):
+    """Uneven light, a little blur and noise."""
+    width, height = image.size
+    turn, fall = rng.uniform(0, 2 * math.pi), rng.uniform(0, 0.5)
+    rows, columns = np.mgrid[:height, :width]
+    slope = (columns / width - 0.5) * math.cos(turn) + (rows / height - 0.5) * math.sin(turn)
+    if rng.random() < 0.4:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.9)))
+    light = np.asarray(image) * (rng.uniform(0.75, 1.1) + fall * slope)[..., None]
+    light = light + rng.normal(0, rng.uniform(2, 10), light.shape)
+    return Image.fromarray(np.clip(light, 0, 255).astype(np.uint8))

@@ -1,0 +1,59 @@
+"""The views of an image that training sees: base (weak), strong, and the CutMix box."""
+import numpy as np
+from PIL import Image
+
+from dssn.data import transforms as T
+
+NO_BOX = (0, 0, 0, 0)
+
+
+def generator(*where):
+    """The random numbers of one view of one sample, from whole numbers that name it.
+
+    (seed, epoch, index, view): a view's draws depend on nothing else, so they are the same for
+    any number of loader workers, and a run that resumes needs to replay nothing.
+    """
+    return np.random.default_rng(where)
+
+
+def base_view(image, mask, size, rng):
+    """Random scale, pad, crop to size x size, flip.
+
+    Args:
+        image: Pillow RGB. mask: Pillow L, or None for an unlabeled image.
+
+    Returns:
+        (image, mask), size x size. The mask is 255 on padding; without a mask it is 0 elsewhere.
+    """
+    if mask is None:
+        mask = Image.new('L', image.size, 0)
+    image, mask = T.random_scale(image, mask, rng)
+    image, mask = T.random_crop(image, mask, size, rng)
+    return T.random_flip(image, mask, rng)
+
+
+def strong_view(image, rng, num_aug=0, random_number=True):
+    """Jitter, grayscale and blur by chance, then the strong pool if num_aug > 0."""
+    image = T.sometimes(T.color_jitter, 0.8, image, rng)
+    image = T.sometimes(T.grayscale, 0.2, image, rng)
+    image = T.sometimes(T.blur, 0.5, image, rng)
+    if num_aug:
+        image = T.strong_pool(image, rng, num_aug, random_number)
+    return image
+
+
+def cutmix_box(size, rng, probability=0.5, area=(0.02, 0.4), ratio=(0.3, 1 / 0.3)):
+    """Draw a CutMix box in a size x size crop: (top, left, height, width), or NO_BOX.
+
+    The area is drawn once, uniform in `area` of the crop. Height/width (uniform in `ratio`, not
+    log-uniform; sides cut to whole pixels) and position are drawn again until the box fits.
+    """
+    if rng.random() >= probability:
+        return NO_BOX
+    pixels = rng.uniform(*area) * size * size
+    while True:
+        aspect = rng.uniform(*ratio)
+        height, width = int(np.sqrt(pixels * aspect)), int(np.sqrt(pixels / aspect))
+        top, left = (int(side) for side in rng.integers(0, size, 2))
+        if top + height <= size and left + width <= size:
+            return top, left, height, width

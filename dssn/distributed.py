@@ -1,0 +1,125 @@
+"""Processes: who am I, how do we talk. Only this file knows DDP, SyncBatchNorm and launchers.
+
+A world of size 1 needs no process group: every function here is then the identity it should be.
+"""
+import os
+import re
+import subprocess
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from dssn.errors import UserError
+
+
+class World:
+    """This process's place: rank, local_rank, size, device."""
+
+    def __init__(self, rank=0, local_rank=0, size=1, device='cpu'):
+        self.rank, self.local_rank, self.size = rank, local_rank, size
+        self.device = torch.device(device)
+
+    @property
+    def is_main(self):
+        return self.rank == 0
+
+    def prepare_student(self, model):
+        """The student on its device, synchronised and wrapped for training."""
+        model = self.prepare_teacher(model)
+        if self.size == 1:
+            return model
+        # Two forward passes a step: buffers must not be overwritten between them.
+        return DistributedDataParallel(
+            model, device_ids=[self.local_rank] if self.device.type == 'cuda' else None,
+            broadcast_buffers=False)
+
+    def prepare_teacher(self, model):
+        """A network on its device; across GPUs its BN is synchronised (gloo's stays plain)."""
+        if self.size > 1 and self.device.type == 'cuda':
+            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return model.to(self.device)
+
+    def share_buffers(self, *models):
+        """Every rank takes rank 0's buffers (BN's running statistics differ on plain BN)."""
+        if self.size > 1:
+            for model in models:
+                for buffer in model.buffers():
+                    dist.broadcast(buffer, 0)
+
+    def sum(self, tensor):
+        """The sum of a tensor over all ranks, on every rank."""
+        if self.size > 1:
+            tensor = tensor.clone()
+            dist.all_reduce(tensor)
+        return tensor
+
+    def barrier(self):
+        if self.size > 1:
+            dist.barrier()
+
+    def close(self):
+        if self.size > 1:
+            dist.destroy_process_group()
+
+
+def start(device='auto', local_rank=None, port=None):
+    """Join the launcher's world: torchrun, torch.distributed.launch, srun or plain python.
+
+    Args:
+        device: 'auto', 'cpu' or 'cuda'. local_rank: the flag some launchers pass. port: rank 0's,
+            where the launcher sets none (srun).
+
+    Returns:
+        A `World`.
+    """
+    rank, size, local_rank = _place(os.environ, local_rank, port)
+    has_cuda = torch.cuda.is_available()
+    if device == 'cuda' and not has_cuda:
+        raise UserError('device = cuda, but PyTorch finds no GPU here; use device=auto or cpu, or '
+                        'check the driver and CUDA_VISIBLE_DEVICES')
+    if device == 'cpu' or not has_cuda:
+        world = World(rank, local_rank, size, 'cpu')
+    else:
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(f'process {local_rank} of this machine has no GPU of its own: PyTorch '
+                            f'finds {torch.cuda.device_count()}; start at most as many processes')
+        torch.cuda.set_device(local_rank)
+        world = World(rank, local_rank, size, f'cuda:{local_rank}')
+    if size > 1:
+        backend = 'nccl' if world.device.type == 'cuda' else 'gloo'
+        dist.init_process_group(backend, rank=rank, world_size=size)
+    return world
+
+
+def _place(env, local_rank, port):
+    """(rank, size, local_rank) from a launcher's environment; sets the rendezvous for srun."""
+    if 'RANK' in env and 'WORLD_SIZE' in env:
+        if 'LOCAL_RANK' in env:
+            local_rank = int(env['LOCAL_RANK'])
+        return int(env['RANK']), int(env['WORLD_SIZE']), local_rank or 0
+    # srun's own variable: a batch script's shell has SLURM_NTASKS too, but is one process.
+    if int(env.get('SLURM_STEP_NUM_TASKS', 1)) > 1:
+        env.setdefault('MASTER_ADDR', _first_host(env.get('SLURM_STEP_NODELIST', '')))
+        env.setdefault('MASTER_PORT', str(port or 29500))
+        return (int(env['SLURM_PROCID']), int(env['SLURM_STEP_NUM_TASKS']),
+                int(env['SLURM_LOCALID']))
+    return 0, 1, local_rank or 0
+
+
+def _first_host(nodelist):
+    """The first host of slurm's list, such as node[03-05,9]."""
+    try:
+        names = subprocess.run(['scontrol', 'show', 'hostnames', nodelist], check=True,
+                               stdout=subprocess.PIPE, universal_newlines=True).stdout.split()
+        if names:
+            return names[0]
+    except (OSError, subprocess.CalledProcessError):
+        pass  # no scontrol in a container: read the list ourselves
+    match = re.match(r'([^\[,]*)(?:\[(\d+))?', nodelist)
+    return (match.group(1) + (match.group(2) or '')) or '127.0.0.1'
+
+
+def unwrap(model):
+    """The network inside DDP."""
+    return model.module if isinstance(model, DistributedDataParallel) else model

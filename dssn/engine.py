@@ -1,0 +1,221 @@
+"""The training run: build or restore it, then train and evaluate epoch by epoch."""
+import os
+import time
+
+import numpy as np
+import torch
+
+from dssn import checkpoint, config, ema, methods
+from dssn.batch import to
+from dssn.data.lists import check_files, read_list
+from dssn.data.loaders import TrainLoader
+from dssn.distributed import unwrap
+from dssn.errors import UserError
+from dssn.evaluation import evaluate
+from dssn.logbook import Logbook
+from dssn.models import build_model
+from dssn.models.weights import load_backbone_weights, pretrained_file
+from dssn.optim import build_optimizer, set_lr
+
+# Keys that a run may be resumed with other values of: they change no number of it.
+FREE_KEYS = ('workers', 'log_every', 'device', 'save_path', 'data_root')
+
+
+def prepare_folder(path):
+    """Make the run's folder and see that it can be written."""
+    try:
+        os.makedirs(path, exist_ok=True)
+        probe = os.path.join(path, '.writable')
+        with open(probe, 'w', encoding='utf-8'):
+            pass
+        os.remove(probe)
+    except OSError as error:
+        raise UserError(f'save_path = {path}: cannot be written ({error.strerror}); choose another '
+                        '--save-path') from None
+
+
+class Run:
+    """Everything a run holds; `fit` trains it to the end from wherever it stands."""
+
+    def __init__(self, cfg, world):
+        """Read the lists, build networks, optimizer and loader, and restore `latest.pth`.
+
+        Raises:
+            UserError: whatever is wrong with folders, lists, files, weights or checkpoint.
+        """
+        self.cfg, self.world = cfg, world
+        self.names = config.names_of_classes(cfg)
+        method = methods.find(cfg.method, 'config')
+        if world.is_main:
+            prepare_folder(cfg.save_path)
+        labeled, unlabeled, self.val = read_lists(cfg, method.uses_unlabeled)
+        self.loader = TrainLoader(cfg, labeled, unlabeled, world.rank, world.size,
+                                  pin=world.device.type == 'cuda')
+        self.total_steps = cfg.epochs * self.loader.steps_per_epoch
+        self.method = method(cfg)
+        self.log = Logbook(cfg, world, self.total_steps)
+        self.epoch, self.seconds, self.best = 0, 0.0, {}
+        self._build()
+
+    def _build(self):
+        cfg, world = self.cfg, self.world
+        latest = os.path.join(cfg.save_path, 'latest.pth')
+        saved = checkpoint.read_torch_file(latest) if os.path.isfile(latest) else None
+        torch.manual_seed(cfg.seed)
+        student = build_model(cfg)
+        notes = [] if saved else load_initial_weights(student, cfg)
+        teacher = ema.make_teacher(student) if self.method.uses_teacher else None
+        self.student = world.prepare_student(student)
+        self.teacher = teacher and world.prepare_teacher(teacher)
+        self.optimizer = build_optimizer(unwrap(self.student), cfg.lr, cfg.lr_multi)
+        if saved:
+            self._restore(saved, latest)
+        self.finished = self.epoch >= cfg.epochs
+        if not self.finished:
+            self.log.open(config.dump(cfg), self.epoch, self.epoch * self.loader.steps_per_epoch)
+        for note in notes:
+            self.log.say(note)
+        if saved and not self.finished:
+            self.log.say(f'resuming {latest}: {self.epoch} of {cfg.epochs} epochs are done')
+        if world.size > 1 and world.device.type == 'cpu':
+            self.log.say('BatchNorm is not synchronised between processes on a CPU: each uses its '
+                         "own batch's statistics; rank 0's running ones are evaluated and saved")
+
+    def _restore(self, saved, path):
+        if not isinstance(saved, dict) or 'optimizer' not in saved or 'world' not in saved:
+            raise UserError(f'{path}: cannot be resumed from: not a latest.pth of this program; '
+                            'move it away or choose another --save-path')
+        now = {**config.to_dict(self.cfg), 'processes': self.world.size}
+        then = {**saved['config'], 'processes': saved['world']}
+        changed = [f'{name} was {then.get(name)!r}, is {now.get(name)!r}'
+                   for name in sorted({**now, **then})
+                   if name not in FREE_KEYS and now.get(name) != then.get(name)]
+        if changed:
+            raise UserError(f'{path}: this folder holds a run with other settings: '
+                            f'{"; ".join(changed)}. Choose another --save-path, or move the old '
+                            'folder away')
+        networks = {'model': unwrap(self.student), 'teacher': self.teacher}
+        for name, network in networks.items():
+            if network is not None:
+                checkpoint.load_weights(network, saved[name], path)
+        self.optimizer.load_state_dict(saved['optimizer'])
+        self.epoch, self.seconds, self.best = saved['epoch'], saved['seconds'], saved['best']
+
+    def networks(self):
+        """{'student': network, 'teacher': network}, unwrapped; a method may have no teacher."""
+        found = {'student': unwrap(self.student)}
+        if self.teacher is not None:
+            found['teacher'] = self.teacher
+        return found
+
+    def fit(self):
+        """Train what is left of the run; evaluate and save after each epoch."""
+        cfg, log = self.cfg, self.log
+        if self.finished:
+            best = ', '.join(f'{role} {miou:.2f}' for role, miou in self.best.items())
+            log.say(f'{cfg.save_path}: already trained, {self.epoch} of {cfg.epochs} epochs; best '
+                    f'mIoU: {best}; nothing to do')
+            return
+        while self.epoch < cfg.epochs:
+            started = time.time()
+            lr = self.train_epoch()
+            self.epoch += 1
+            self.world.share_buffers(*self.networks().values())
+            trained = time.time()
+            result = {}
+            if self.epoch % cfg.eval_every == 0 or self.epoch == cfg.epochs:
+                result = evaluate(self.networks(), cfg, self.val, self.world)
+            self.seconds += time.time() - started
+            self.save(result)
+            if result:
+                log.evaluation(self.epoch, self.epoch * self.loader.steps_per_epoch, result,
+                               self.names, lr, self.seconds)
+            log.pause(time.time() - trained)
+        log.say('finished: best mIoU ' + ', '.join(
+            f'{role} {miou:.2f} (last {result[role].miou:.2f})' for role, miou in self.best.items())
+            + f' on {len(self.val)} images')
+
+    def train_epoch(self):
+        """One pass over the data; returns the last learning rate."""
+        cfg, world, method = self.cfg, self.world, self.method
+        student, teacher, optimizer = self.student, self.teacher, self.optimizer
+        student.train()
+        first = self.epoch * self.loader.steps_per_epoch
+        for step, batch in enumerate(self.loader.batches(self.epoch), first):
+            lr = set_lr(optimizer, step, self.total_steps, cfg.lr, cfg.lr_multi)
+            seed_step(cfg.seed, step, world.rank)
+            method.start_step(self.epoch, step, teacher)
+            x, u, v = to(batch, world.device)
+            terms = method(student, teacher, x, u, v)
+            loss = method.total(terms.losses)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if teacher is not None:
+                ema.update(teacher, unwrap(student), method.keep_rate)
+            self.log.step(self.epoch, step, terms, loss, lr, images=len(x.weak) * (2 if u else 1))
+        return lr
+
+    def save(self, result):
+        """Write latest.pth, and best.pth and t_best.pth where this evaluation is the best."""
+        improved = [role for role, score in result.items()
+                    if role not in self.best or score.miou > self.best[role]]
+        for role in improved:
+            self.best[role] = result[role].miou
+        if not self.world.is_main:
+            return
+        common = {'config': config.to_dict(self.cfg), 'classes': self.names, 'epoch': self.epoch,
+                  'step': self.epoch * self.loader.steps_per_epoch}
+        networks = self.networks()
+        for role in improved:
+            name = {'student': 'best.pth', 'teacher': 't_best.pth'}[role]
+            checkpoint.save(os.path.join(self.cfg.save_path, name),
+                            {'model': checkpoint.weights(networks[role]), 'weights': role,
+                             'miou': self.best[role], **common})
+        latest = {'model': checkpoint.weights(networks['student']),
+                  'optimizer': self.optimizer.state_dict(), 'world': self.world.size,
+                  'seconds': self.seconds, 'best': dict(self.best),
+                  'miou': result['student'].miou if result else None,
+                  # All randomness derives from the seed and the step: this is its whole state.
+                  'random_state': {'seed': self.cfg.seed, 'step': common['step']}, **common}
+        if self.teacher is not None:
+            latest['teacher'] = checkpoint.weights(self.teacher)
+        checkpoint.save(os.path.join(self.cfg.save_path, 'latest.pth'), latest)
+
+
+def seed_step(seed, step, rank):
+    """Derive this step's random numbers (channel dropout) from where it stands in the run.
+
+    A resumed run so draws what the undisturbed one would, with no state to carry over.
+    """
+    words = np.random.SeedSequence((seed, step, rank, 1)).generate_state(1, np.uint64)
+    torch.manual_seed(int(words[0] >> 1))
+
+
+def read_lists(cfg, uses_unlabeled):
+    """The labeled, unlabeled (or None) and val samples, every listed file known to exist."""
+    def listed(key, masks):
+        path = getattr(cfg, key)
+        if not path:
+            raise UserError(f"no id list given: set {key} (--{key.replace('_', '-')})")
+        samples = read_list(path, masks)
+        check_files(samples, cfg.data_root, masks)
+        return samples
+    return (listed('labeled_id_path', True),
+            listed('unlabeled_id_path', False) if uses_unlabeled else None,
+            listed('val_id_path', True))
+
+
+def load_initial_weights(student, cfg):
+    """Load `init_from` or the pretrained backbone, if asked; returns lines for the log."""
+    if cfg.init_from:
+        state, _ = checkpoint.choose_weights(
+            checkpoint.read_torch_file(cfg.init_from), cfg.init_from)
+        left = checkpoint.load_weights(student, state, cfg.init_from, new_classifier=True)
+        note = f'; new, because of another class count: {", ".join(left)}' if left else ''
+        return [f'weights from {cfg.init_from}{note}']
+    if cfg.pretrained:
+        path = pretrained_file(cfg.backbone)
+        load_backbone_weights(student, cfg.backbone, cfg.stem, path)
+        return [f'backbone from {path}']
+    return []

@@ -1,0 +1,146 @@
+"""A run's records: text log, metrics.jsonl, TensorBoard, progress bar. Only rank 0 writes."""
+import datetime
+import json
+import math
+import os
+import resource
+import sys
+import time
+
+import torch
+from tqdm import tqdm
+
+from dssn.errors import UserError
+from dssn.evaluation import table
+
+
+class Logbook:
+    """Writes into a run's folder; on other ranks than 0 only the check of the losses is made."""
+
+    def __init__(self, cfg, world, total_steps):
+        self.cfg, self.world, self.total_steps = cfg, world, total_steps
+        self.bar = self.text = self.board = None
+        self._restart()
+
+    def open(self, config_text, epoch, step):
+        """Open the files; lines of evaluations that will be made again (after `epoch` of them) go."""
+        if not self.world.is_main:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+        folder = self.cfg.save_path
+        with open(os.path.join(folder, 'config.yaml'), 'w', encoding='utf-8') as file:
+            file.write(config_text)
+        self.text = open(os.path.join(folder, 'train.log'), 'a', encoding='utf-8')
+        self.metrics = os.path.join(folder, 'metrics.jsonl')
+        self._forget_from(epoch)
+        self.board = SummaryWriter(folder, purge_step=step if step else None)
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=self.total_steps, initial=step, unit='step', dynamic_ncols=True)
+
+    def _forget_from(self, epoch):
+        if os.path.exists(self.metrics):
+            with open(self.metrics, encoding='utf-8') as file:
+                kept = [line for line in file if line.endswith('\n')
+                        and json.loads(line)['epoch'] <= epoch]
+            with open(self.metrics, 'w', encoding='utf-8') as file:
+                file.writelines(kept)
+
+    def say(self, message):
+        """A line for the terminal and the text log."""
+        if not self.world.is_main:
+            return
+        if self.bar:
+            tqdm.write(message, file=sys.stdout)
+        else:
+            print(message, flush=True)
+        if self.text:
+            stamp = datetime.datetime.now().strftime('%Y-%m-%d %H:%M:%S')
+            self.text.write(f'{stamp} {message}\n')
+            self.text.flush()
+
+    def step(self, epoch, step, terms, loss, lr, images):
+        """Take note of a step; every `log_every` steps, check and write the means since.
+
+        Sums stay on the device in between, so that no step waits for it.
+
+        Args:
+            images: how many images this process trained on in the step.
+
+        Raises:
+            UserError: a term was not finite, by its name and the steps.
+        """
+        for name, value in [*terms.losses.items(), *terms.shares.items(), ('loss', loss)]:
+            total, count = self.sums.get(name, (0, 0))
+            self.sums[name] = total + value.detach(), count + 1
+        self.steps, self.images = self.steps + 1, self.images + images
+        if self.bar:
+            self.bar.update()
+        if (step + 1) % self.cfg.log_every == 0 or step + 1 == self.total_steps:
+            self._write(epoch, step, lr)
+
+    def _write(self, epoch, step, lr):
+        means = {name: float(total) / count for name, (total, count) in self.sums.items()}
+        for name, value in means.items():
+            if not math.isfinite(value):
+                raise UserError(
+                    f'non-finite loss between steps {step + 2 - self.steps} and {step + 1} in term '
+                    f"{name}; the checkpoints in {self.cfg.save_path} are from before: lower lr, "
+                    'or look at the samples of these steps')
+        seconds = max(time.time() - self.since, 1e-9)
+        means['images_per_second'] = self.images * self.world.size / seconds
+        if self.board:
+            for name, value in {**means, 'lr': lr}.items():
+                self.board.add_scalar(f'train/{name}', value, step + 1)
+            shown = ' '.join(f'{name} {value:.4g}' for name, value in means.items())
+            self.say(f'epoch {epoch + 1}/{self.cfg.epochs} step {step + 1}/{self.total_steps} '
+                     f'{shown} lr {lr:.3g}')
+        self._restart()
+
+    def _restart(self):
+        self.sums, self.steps, self.images, self.since = {}, 0, 0, time.time()
+
+    def pause(self, seconds):
+        """Leave out time that was not training from images per second."""
+        self.since += seconds
+
+    def evaluation(self, epoch, step, result, names, lr, seconds):
+        """Write an evaluation: table, metrics.jsonl, TensorBoard.
+
+        Args:
+            epoch: epochs done. step: steps done. seconds: of training and evaluating so far,
+                earlier starts of the run included.
+            result: {'student': Scores, 'teacher': Scores}; a method may have no teacher.
+        """
+        if not self.world.is_main:
+            return
+        line = {'kind': 'evaluation', 'epoch': epoch, 'iteration': step}
+        for role in ('student', 'teacher'):
+            score = result.get(role)
+            line[role] = score and score.miou
+            line[f'{role}_iou'] = score and dict(zip(names, score.iou))
+        line.update(lr=lr, seconds=round(seconds, 2), peak_memory_mib=peak_memory(self.world.device))
+        with open(self.metrics, 'a', encoding='utf-8') as file:
+            file.write(json.dumps(line) + '\n')
+        for role, score in result.items():
+            self.board.add_scalar(f'eval/{role}/mIoU', score.miou, step)
+            for name, value in zip(names, score.iou):
+                if value is not None:
+                    self.board.add_scalar(f'eval/{role}/IoU/{name}', value, step)
+        self.board.flush()
+        self.say(table(result, names))
+
+    def close(self):
+        if self.bar:
+            self.bar.close()
+        if self.board:
+            self.board.close()
+        if self.text:
+            self.text.close()
+
+
+def peak_memory(device):
+    """MiB: the most the process has allocated on a GPU, or held resident on a CPU."""
+    if device.type == 'cuda':
+        return round(torch.cuda.max_memory_allocated(device) / 2 ** 20, 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2 ** 20 if sys.platform == 'darwin' else 2 ** 10), 1)

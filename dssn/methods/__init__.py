@@ -1,0 +1,49 @@
+"""Training methods, one file each.
+
+A module in this folder that defines a class with `name`, `Config` (its keys), `uses_unlabeled` and
+`uses_teacher` is a method; it needs no other registration. Methods share one interface:
+
+    method = Method(cfg)
+    method.start_step(epoch, step, teacher)      set what depends on the time
+    terms = method(student, teacher, x, u, v)    named scalar losses, and shares for the log
+    loss = method.total(terms.losses)            the weighted sum, with the paper's coefficients
+    method.keep_rate                             the EMA's alpha after the step, with a teacher
+"""
+import difflib
+import importlib
+import pkgutil
+from typing import Dict, NamedTuple
+
+import torch
+
+from dssn.errors import UserError
+
+
+class Terms(NamedTuple):
+    """What a method computes in one step."""
+    losses: Dict[str, torch.Tensor]  # named scalars with gradient, summed by `total`
+    shares: Dict[str, torch.Tensor]  # named scalars without gradient, for the log only
+
+
+def all_methods():
+    """{name: class} of every method in this folder."""
+    found = {}
+    for module in pkgutil.iter_modules(__path__):
+        content = importlib.import_module(f'{__name__}.{module.name}')
+        for value in vars(content).values():
+            if isinstance(value, type) and value.__module__ == content.__name__ \
+                    and hasattr(value, 'Config') and hasattr(value, 'total'):
+                found[value.name] = value
+    return found
+
+
+def find(name, place):
+    """The method class called `name`; `place` is where the name was written, for the error."""
+    methods = all_methods()
+    if name not in methods:
+        by_lower = {known.lower(): known for known in methods}
+        close = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
+        hint = f" (did you mean '{by_lower[close[0]]}'?)" if close else ''
+        raise UserError(f"{place}: method = '{name}' is not known{hint}; allowed: "
+                        f"{', '.join(sorted(methods))}")
+    return methods[name]

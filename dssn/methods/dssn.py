@@ -1,0 +1,115 @@
+"""DSSN: a dual-level Siamese structure network (ACM MM 2023).
+
+B labeled and B unlabeled images, C classes, H x W the crop. Image level: the student's
+predictions on two strong views s1, s2. Feature level: its predictions from two channel-dropped
+copies fp1, fp2 of the weak view's features. At both levels the two views are supervised by
+pseudo-labels and pulled together by a pixel-wise contrastive loss.
+"""
+from dataclasses import dataclass
+
+import torch
+
+from dssn.config import StrongViewsConfig, key
+from dssn.losses import build_labeled_loss, masked_cross_entropy, pixel_contrast
+from dssn.methods import Terms
+from dssn.mixing import box_mask, paste
+from dssn.pseudo_labels import build_selection
+
+
+@dataclass(frozen=True)
+class DSSNConfig(StrongViewsConfig):
+    """The keys that only DSSN has."""
+    selection: str = key('class_max', 'which pseudo-labels are trusted',
+                         choices=('class_max', 'class_topk', 'fixed', 'none'))
+    gate: float = key(0.92, "class_max: a class's peak confidence must be above this",
+                      low=0, below=1)
+    ratio: float = key(0.96, "class_max: a pixel must be above this share of its class's peak",
+                       low=0, below=1)
+    top: float = key(0.6, 'class_topk: share of each predicted class to select', above=0, high=1)
+    conf_thresh: float = key(0.95, 'fixed: least confidence', low=0, high=1)
+    beta: float = key(0.996, "share of itself the teacher keeps at each step (EMA's alpha)",
+                      low=0, below=1)
+    warm_up_epochs: int = key(0, 'epochs in which the teacher is the student and the strong views '
+                                 'have no pseudo-label loss; 0: the first step only', low=0)
+    teacher_bn: str = key('batch_first_epoch', "the teacher's BN: batch statistics in the first "
+                                               'epoch as in the release, or running ones always',
+                          choices=('batch_first_epoch', 'running'))
+
+
+class DSSN:
+    """L = 1/2 [L_x + 1/4 (L_s1 + L_s2 + L_fp1 + L_fp2) + 0.01 (L_con_s + L_con_fp)]."""
+    name = 'DSSN'
+    Config = DSSNConfig
+    uses_unlabeled = True
+    uses_teacher = True
+
+    def __init__(self, cfg):
+        self.cfg = cfg
+        self.labeled_loss = build_labeled_loss(cfg.criterion)
+        self.select = build_selection(cfg)
+        self.warming_up = True
+
+    def start_step(self, epoch, step, teacher):
+        """Set what depends on the time: warm-up (by epoch, or the first step) and teacher's BN."""
+        self.warming_up = step == 0 or epoch < self.cfg.warm_up_epochs
+        # In the release the teacher leaves training mode when it is first evaluated.
+        teacher.train(epoch == 0 and self.cfg.teacher_bn == 'batch_first_epoch')
+
+    @property
+    def keep_rate(self):
+        """The EMA's alpha after this step; 0 makes the teacher a copy of the student."""
+        return 0.0 if self.warming_up else self.cfg.beta
+
+    def __call__(self, student, teacher, x, u, v):
+        n = len(x.weak)
+        inside1, inside2 = [box_mask(box, u.valid.shape[1:]) for box in (u.box1, u.box2)]
+
+        clean, fp1, fp2 = student(torch.cat([x.weak, u.weak]), perturb=True)   # (2B, C, H, W) each
+        s1, s2 = student(torch.cat([paste(u.strong1, v.strong1, inside1),
+                                    paste(u.strong2, v.strong2, inside2)])).chunk(2)
+
+        own = clean[n:].detach()                                               # (B, C, H, W)
+        own_label, own_selected = own.argmax(1), self.select(own)              # (B, H, W) both
+        losses = {
+            'supervised': self.labeled_loss(clean[:n], x.label),
+            'feature1': masked_cross_entropy(fp1[n:], own_label, own_selected, u.valid),
+            'feature2': masked_cross_entropy(fp2[n:], own_label, own_selected, u.valid),
+            'contrast_image': pixel_contrast(s1, s2),
+            'contrast_feature': pixel_contrast(fp1[n:], fp2[n:]),
+        }
+        shares = {'selected_feature': share(own_selected, u.valid)}
+        if not self.warming_up:
+            weak, partner = predict_weak(teacher, u, v)                        # (B, C, H, W) each
+            for i, strong, inside in ((1, s1, inside1), (2, s2, inside2)):
+                logits = paste(weak, partner, inside)
+                valid = paste(u.valid, v.valid, inside)
+                selected = self.select(logits)
+                losses[f'image{i}'] = masked_cross_entropy(
+                    strong, logits.argmax(1), selected, valid)
+                shares[f'selected_image{i}'] = share(selected, valid)
+        return Terms(losses, shares)
+
+    def total(self, losses):
+        """The paper's sum; while warming up there are no image1 and image2."""
+        image1, image2 = losses.get('image1', 0), losses.get('image2', 0)
+        return 0.5 * (losses['supervised']
+                      + 0.25 * (image1 + image2 + losses['feature1'] + losses['feature2'])
+                      + 0.01 * (losses['contrast_image'] + losses['contrast_feature']))
+
+
+@torch.no_grad()
+def predict_weak(teacher, u, v):
+    """The teacher's logits on the weak views of `u` and of the partners `v`, (B, C, H, W) each.
+
+    On batch statistics the two are separate passes, partner first, because each moves the running
+    statistics; on running statistics one pass gives the same numbers.
+    """
+    if teacher.training:
+        partner = teacher(v.weak)
+        return teacher(u.weak), partner
+    return teacher(torch.cat([u.weak, v.weak])).chunk(2)
+
+
+def share(selected, valid):
+    """Share of the valid pixels that are selected; 0 if none is valid."""
+    return (selected & valid).sum() / valid.sum().clamp(min=1).float()

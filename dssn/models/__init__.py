@@ -1,0 +1,53 @@
+"""Segmentation networks: `build_model` turns a configuration into a DeepLabV3+."""
+
+from dssn.errors import UserError
+from dssn.models.deeplabv3plus import DeepLabV3Plus
+from dssn.models.resnet import resnet18, resnet50, resnet101
+from dssn.models.xception import Xception
+
+__all__ = ['BACKBONES', 'DeepLabV3Plus', 'build_model']
+
+BACKBONES = {
+    'resnet18': resnet18,
+    'resnet50': resnet50,
+    'resnet101': resnet101,
+    'xception': Xception,
+}
+
+
+def build_model(cfg):
+    """DeepLabV3+ as configured, randomly initialised (ImageNet: see `dssn.models.weights`).
+
+    Args:
+        cfg: an object with the attributes nclass, backbone, stem, replace_stride_with_dilation
+            (three booleans, for layer2 to layer4), dilations (three integers), decoder_channels
+            and base_channels.
+
+    Returns:
+        DeepLabV3Plus: float32, on the CPU, in training mode.
+
+    Raises:
+        UserError: an unknown backbone, or a key that Xception cannot follow.
+    """
+    if cfg.backbone not in BACKBONES:
+        raise UserError("backbone: %r is unknown; known backbones: %s"
+                        % (cfg.backbone, ', '.join(BACKBONES)))
+    if cfg.backbone == 'xception':
+        check_xception_keys(cfg)
+        backbone = Xception()
+    else:
+        backbone = BACKBONES[cfg.backbone](
+            cfg.stem, cfg.replace_stride_with_dilation, cfg.base_channels)
+    return DeepLabV3Plus(backbone, cfg.nclass, cfg.dilations, cfg.decoder_channels)
+
+
+def check_xception_keys(cfg):
+    """Xception comes in one form: a key that would ask for another is an error, not ignored."""
+    fixed = {'stem': 'deep', 'replace_stride_with_dilation': [False, False, True],
+             'base_channels': 64}
+    for key, only in fixed.items():
+        value = getattr(cfg, key)
+        value = list(value) if isinstance(value, tuple) else value
+        if value != only:
+            raise UserError("%s: %r has no meaning for backbone: xception, which has one form; "
+                            "leave the key out (%r) or choose a ResNet" % (key, value, only))

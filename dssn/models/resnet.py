@@ -1,0 +1,168 @@
+"""ResNet-18/50/101 as a backbone: a stride-4 map for detail and the last stage's map for meaning.
+
+Legend: N images, H x W pixels, b = base_channels (64 in the public networks).
+"""
+
+import torch.nn as nn
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around an identity (He et al., CVPR 2016)."""
+
+    expansion = 1
+
+    def __init__(self, in_channels, width, stride, dilation):
+        super().__init__()
+        self.conv1 = conv3x3(in_channels, width, stride, dilation)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv3x3(width, width, 1, dilation)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = projection(in_channels, width * self.expansion, stride)
+
+    def forward(self, x):
+        identity = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.bn2(self.conv2(x))
+        return self.relu(x + identity)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 around an identity; the stride sits in the 3x3, as in the public weights."""
+
+    expansion = 4
+
+    def __init__(self, in_channels, width, stride, dilation):
+        super().__init__()
+        out_channels = width * self.expansion
+        self.conv1 = conv1x1(in_channels, width)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv3x3(width, width, stride, dilation)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = conv1x1(width, out_channels)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = projection(in_channels, out_channels, stride)
+
+    def forward(self, x):
+        identity = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        x = self.bn3(self.conv3(x))
+        return self.relu(x + identity)
+
+
+class ResNet(nn.Module):
+    """ResNet without its classifier.
+
+    Args:
+        block: BasicBlock or Bottleneck.
+        depths: number of blocks in layer1 to layer4.
+        stem: 'deep' (three 3x3 convolutions) or 'plain' (one 7x7, torchvision's layout).
+        replace_stride_with_dilation: for layer2, layer3, layer4, whether its stride 2 becomes
+            dilation, with torchvision's meaning.
+        base_channels: b; the stages are b, 2b, 4b, 8b wide, times the block's expansion.
+    """
+
+    def __init__(self, block, depths, stem='deep',
+                 replace_stride_with_dilation=(False, False, True), base_channels=64):
+        super().__init__()
+        channels = 2 * base_channels if stem == 'deep' else base_channels
+        self.conv1 = STEMS[stem](base_channels)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+
+        dilation = 1
+        dilated_stages = [False] + list(replace_stride_with_dilation)
+        for index, (depth, is_dilated) in enumerate(zip(depths, dilated_stages)):
+            width, stride = base_channels * 2 ** index, 1 if index == 0 else 2
+            # The first block reads a map that was not thinned out yet: the old dilation is its.
+            first_dilation = dilation
+            if is_dilated:
+                dilation, stride = dilation * stride, 1
+            layer = stage(block, channels, width, depth, stride, first_dilation, dilation)
+            setattr(self, 'layer%d' % (index + 1), layer)
+            channels = width * block.expansion
+
+        self.low_channels = base_channels * block.expansion
+        self.high_channels = channels
+        initialise(self)
+
+    def forward(self, x):
+        """Feature maps of a batch of normalised images.
+
+        Args:
+            x (Tensor): float (N, 3, H, W).
+
+        Returns:
+            tuple of Tensor: c1 (N, low_channels, ceil(H/4), ceil(W/4)) from layer1 and
+            c4 (N, high_channels, ceil(H/s), ceil(W/s)) from layer4, with s = 32 halved for every
+            dilated stage.
+        """
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))  # (N, 2b or b, H/4, W/4)
+        c1 = self.layer1(x)
+        c4 = self.layer4(self.layer3(self.layer2(c1)))
+        return c1, c4
+
+
+def resnet18(stem='deep', replace_stride_with_dilation=(False, False, True), base_channels=64):
+    """ResNet-18; arguments as of `ResNet`."""
+    return ResNet(BasicBlock, (2, 2, 2, 2), stem, replace_stride_with_dilation, base_channels)
+
+
+def resnet50(stem='deep', replace_stride_with_dilation=(False, False, True), base_channels=64):
+    """ResNet-50; arguments as of `ResNet`."""
+    return ResNet(Bottleneck, (3, 4, 6, 3), stem, replace_stride_with_dilation, base_channels)
+
+
+def resnet101(stem='deep', replace_stride_with_dilation=(False, False, True), base_channels=64):
+    """ResNet-101; arguments as of `ResNet`."""
+    return ResNet(Bottleneck, (3, 4, 23, 3), stem, replace_stride_with_dilation, base_channels)
+
+
+def stage(block, in_channels, width, depth, stride, first_dilation, dilation):
+    """`depth` blocks in a row; the first alone has the stride and a dilation of its own."""
+    blocks = [block(in_channels, width, stride, first_dilation)]
+    for _ in range(depth - 1):
+        blocks.append(block(width * block.expansion, width, 1, dilation))
+    return nn.Sequential(*blocks)
+
+
+def deep_stem(base_channels):
+    """3 -> b (stride 2) -> b -> 2b; the last BN and ReLU are the network's own `bn1`, `relu`."""
+    b = base_channels
+    return nn.Sequential(
+        conv3x3(3, b, 2), nn.BatchNorm2d(b), nn.ReLU(inplace=True),
+        conv3x3(b, b), nn.BatchNorm2d(b), nn.ReLU(inplace=True),
+        conv3x3(b, 2 * b))
+
+
+def plain_stem(base_channels):
+    """One 7x7 convolution 3 -> b with stride 2."""
+    return nn.Conv2d(3, base_channels, 7, stride=2, padding=3, bias=False)
+
+
+STEMS = {'deep': deep_stem, 'plain': plain_stem}
+
+
+def projection(in_channels, out_channels, stride):
+    """1x1 convolution and BN where a block changes its input's shape, otherwise None."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
+
+
+def conv3x3(in_channels, out_channels, stride=1, dilation=1):
+    return nn.Conv2d(in_channels, out_channels, 3, stride, dilation, dilation, bias=False)
+
+
+def conv1x1(in_channels, out_channels, stride=1):
+    return nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+
+
+def initialise(backbone):
+    """Kaiming normal (fan-out, ReLU) for convolutions; PyTorch already sets BN to 1 and 0."""
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')

@@ -1,0 +1,63 @@
+"""Which pseudo-labels to trust: each rule maps logits (N, C, H, W) to a bool mask (N, H, W)."""
+import torch
+
+
+@torch.no_grad()
+def class_max(logits, gate=0.92, ratio=0.96):
+    """The release's class-aware rule: near the image's own peak of the predicted class.
+
+    Per image, m_c is the largest probability of class c over all pixels. A pixel predicted as k
+    is selected if m_k > gate and p_k > ratio * m_k, both strictly. A class whose peak is not
+    above the gate selects nothing; the peak pixel of any other class is always selected.
+    """
+    prob = logits.softmax(1)
+    peak = prob.flatten(2).max(2).values                    # (N, C)
+    confidence, label = prob.max(1)                         # (N, H, W) both
+    peak_of_label = peak.gather(1, label.flatten(1)).view_as(confidence)
+    return (peak_of_label > gate) & (confidence > ratio * peak_of_label)
+
+
+@torch.no_grad()
+def class_topk(logits, top=0.6):
+    """The abstract's reading of the same idea: the surest share of every predicted class.
+
+    Per image and predicted class with n pixels, the max(1, floor(top * n)) most confident pixels
+    are selected; pixels that tie with the last of them are all selected.
+    """
+    n_images, n_classes = logits.shape[:2]
+    confidence, label = logits.softmax(1).max(1)
+    shape = label.shape
+    confidence, label = confidence.flatten(1), label.flatten(1)          # (N, P)
+    # One sort by class and, inside a class, by falling confidence; doubles keep float32 apart.
+    order = (2.0 * label.double() - confidence.double()).argsort(1)
+    size = torch.zeros(n_images, n_classes, dtype=torch.long, device=logits.device)
+    size.scatter_add_(1, label, torch.ones_like(label))                  # (N, C) pixels per class
+    first = size.cumsum(1) - size                                        # where a class starts
+    # A share such as 0.7 * 10 is 6.999.. in binary: the small term makes the floor mean 7.
+    count = (size.double() * top + 1e-9).floor().long().clamp(min=1)
+    last = (first + count - 1).clamp(max=label.shape[1] - 1)
+    border = confidence.gather(1, order.gather(1, last))                 # (N, C)
+    return (confidence >= border.gather(1, label)).view(shape)
+
+
+@torch.no_grad()
+def fixed(logits, conf_thresh=0.95):
+    """Confidence of at least `conf_thresh` (FixMatch, UniMatch); 0 selects every pixel."""
+    return logits.softmax(1).max(1).values >= conf_thresh
+
+
+@torch.no_grad()
+def none(logits):
+    """Every pixel."""
+    return torch.ones_like(logits[:, 0], dtype=torch.bool)
+
+
+def build_selection(cfg):
+    """The rule that `cfg.selection` names, with its parameters bound."""
+    rules = {
+        'class_max': lambda logits: class_max(logits, cfg.gate, cfg.ratio),
+        'class_topk': lambda logits: class_topk(logits, cfg.top),
+        'fixed': lambda logits: fixed(logits, cfg.conf_thresh),
+        'none': none,
+    }
+    return rules[cfg.selection]

@@ -1,0 +1,30 @@
+# shellcheck shell=sh
+# Sourced by train.sh and slurm_train.sh from the repository root, when "$@" holds the caller's
+# train.py arguments: checks the settings, finds the Python and puts the whole train.py command in "$@".
+
+# shellcheck disable=SC2154 # the callers set usage, num_gpu, port and the five names of the run
+case $num_gpu in
+'' | 0* | ?????* | *[!0-9]*) fail "<num_gpu> must be a positive number, got '$num_gpu'; $usage" 2 ;;
+esac
+# shellcheck disable=SC2154
+case $port in
+'' | 0* | ??????* | *[!0-9]*) fail "<port> must be a number from 1 to 65535, got '$port'; $usage" 2 ;;
+esac
+[ "$port" -le 65535 ] || fail "<port> must be a number from 1 to 65535, got '$port'; $usage" 2
+
+find_python
+
+# shellcheck disable=SC2154
+save_path=exp/$dataset/$method/$exp/$split
+set -- train.py --method "$method" --config "$config" \
+    --labeled-id-path "splits/$dataset/$split/labeled.txt" \
+    --unlabeled-id-path "splits/$dataset/$split/unlabeled.txt" \
+    --save-path "$save_path" --port "$port" "$@"
+
+# Becomes the command: its output goes to the terminal and to the log, its exit status is the script's.
+exec_logged() {
+    log=$save_path/$(date +%Y%m%d_%H%M%S).log
+    reason=$({ mkdir -p -- "$save_path" && : >>"$log"; } 2>&1) || fail "cannot write to $save_path ($reason)"
+    echo "log: $log"
+    exec "$python" scripts/logged.py "$log" "$@"
+}

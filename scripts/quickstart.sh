@@ -1,0 +1,28 @@
+#!/bin/sh
+# From a fresh checkout to a trained, evaluated DSSN on the synthetic shapes, for a CPU or one GPU:
+#   sh scripts/quickstart.sh [train.py arguments]
+
+set -e
+CDPATH='' cd -- "$(dirname -- "$0")/.."
+# shellcheck source=scripts/env.sh
+. scripts/env.sh
+# shellcheck disable=SC2119
+set_up_python
+start=$(date +%s)
+
+"$python" -m dssn.data shapes
+
+dataset=shapes method=DSSN exp=resnet18 split=40 config=configs/shapes.yaml \
+    sh scripts/train.sh 1 "$(free_port 29500)" "$@"
+
+run=exp/shapes/DSSN/resnet18/40
+"$python" eval.py --checkpoint $run/best.pth --json $run/eval_student.json --save-dir $run/pictures
+"$python" eval.py --checkpoint $run/t_best.pth --weights teacher --json $run/eval_teacher.json
+
+"$python" -c '
+import json, sys, time
+
+student, teacher = [json.load(open(path)) for path in sys.argv[1:3]]
+print("quickstart: student mIoU %.2f, teacher mIoU %.2f on %d images in %d s"
+      % (student["miou"], teacher["miou"], student["images"], time.time() - int(sys.argv[3])))
+' $run/eval_student.json $run/eval_teacher.json "$start"

@@ -1,0 +1,517 @@
+"""The shell scripts, in a copy of the repository with a stand-in train.py and made-up environments.
+
+A made-up environment is a folder whose bin/python is this Python without its site-packages; folders
+NAME-VERSION.dist-info are all that the scripts look at, so none of this imports or installs anything.
+"""
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
+RUN_TIME = dict.fromkeys("torchvision numpy pillow pyyaml tqdm tensorboard".split(), "1.0")
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="shell scripts")
+
+TRAIN = """
+import json, os, signal, sys, time
+print(json.dumps({"args": sys.argv[1:], "env": dict(os.environ), "cwd": os.getcwd()}))
+print("to stderr", file=sys.stderr)
+print("last line")
+if "sleep" in sys.argv:
+    def stop(number, frame):
+        print("got signal", int(number))
+        sys.exit(5)
+    signal.signal(signal.SIGTERM, stop)
+    print("ready")
+    time.sleep(30)
+sys.exit(int(os.environ.get("STATUS", 0)))
+"""
+
+LAUNCHER = """
+import os, runpy, sys
+own = sys.argv.index("train.py")
+print("launcher", os.path.basename(__file__), *sys.argv[1:own])
+sys.argv = sys.argv[own:]
+runpy.run_path("train.py")
+"""
+
+SRUN = """#!/bin/sh
+for word; do echo "srun: $word"; done
+while [ "$1" != -u ]; do python=$1; shift; done
+exec "$python" "$@"
+"""
+
+# The Python that makes .venv: its pip writes the dist-info folders of everything in the list,
+# or gives up half way while a file pip_fails is there.
+BASE_PYTHON = """#!/bin/sh
+case "$*" in
+"-m venv "*) mkdir -p .venv/bin && cp "$0" .venv/bin/python && echo made ;;
+"-m pip --version") [ "$0" != "${0%%.venv/bin/python}" ] ;;
+"-m pip install "*)
+    for list; do :; done
+    mkdir -p .venv/site
+    for pin in $(grep == "$list"); do
+        mkdir -p ".venv/site/${pin%%%%==*}-${pin##*==}.dist-info"
+        echo "Version: ${pin##*==}" >".venv/site/${pin%%%%==*}-${pin##*==}.dist-info/METADATA"
+    done
+    [ ! -e pip_fails ] || exit 7
+    echo "installed $list" ;;
+"-m pytest"*) echo "$@" ;;
+*) PYTHONPATH=${0%%/bin/python}/site exec %r -S "$@" ;;
+esac
+"""
+
+
+def write(path, text, mode=0o644):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+def make_environment(folder, packages):
+    for name, version in packages.items():
+        write(folder / "site" / ("%s-%s.dist-info" % (name, version)) / "METADATA", "Version: %s\n" % version)
+    wrapper = '#!/bin/sh\nPYTHONPATH=%r exec %r -S "$@"\n' % (str(folder / "site"), sys.executable)
+    write(folder / "bin" / "python", wrapper, 0o755)
+    return folder
+
+
+@pytest.fixture
+def world(tmp_path):
+    return World(tmp_path / "a checkout")
+
+
+class World:
+    """A checkout with a space in its path, and an active environment that has everything."""
+
+    def __init__(self, root):
+        self.root = root
+        shutil.copytree(str(ROOT / "scripts"), str(root / "scripts"))
+        for name in ("requirements.txt", "tests/requirements.txt"):
+            write(root / name, (ROOT / name).read_text())
+        write(root / "train.py", TRAIN)
+        active = make_environment(root.parent / "active env", dict(RUN_TIME, torch="2.0.0"))
+        write(active / "site" / "torch" / "__init__.py", "print('torch was imported')")
+        write(active / "site" / "torch" / "distributed" / "launch.py", LAUNCHER)
+        write(active / "site" / "torch" / "distributed" / "__init__.py", "")
+        self.active = active
+        path = os.pathsep.join([str(root.parent / "bin"), "/usr/local/bin", "/usr/bin", "/bin"])
+        self.environment = {"PATH": path, "HOME": str(root.parent), "VIRTUAL_ENV": str(active)}
+        # no Python of the machine is found by accident
+        for name in ("python", "python3"):
+            write(root.parent / "bin" / name, "#!/bin/sh\nexit 127\n", 0o755)
+
+    def start(self, script, *args, **environment):
+        settings = {key: value for key, value in dict(self.environment, **environment).items() if value is not None}
+        cwd = settings.pop("cwd", str(self.root.parent))
+        return subprocess.Popen(
+            ["sh", str(self.root / "scripts" / script)] + [str(arg) for arg in args], cwd=cwd, env=settings,
+            start_new_session=True, universal_newlines=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def run(self, script, *args, **environment):
+        process = self.start(script, *args, **environment)
+        out, err = process.communicate(timeout=30)
+        return Result(process.returncode, out, err)
+
+    def source(self, call, **environment):
+        """Calls a function of env.sh and prints the Python it chose."""
+        write(self.root / "scripts" / "caller.sh",
+              'cd "$(dirname "$0")/.." && . scripts/env.sh && %s && echo "chose $python"\n' % call)
+        return self.run("caller.sh", **environment)
+
+    def log(self):
+        logs = list(self.root.glob("exp/*/*/*/*/*.log"))
+        assert len(logs) == 1
+        return logs[0]
+
+
+class Result:
+    def __init__(self, status, out, err):
+        self.status, self.out, self.err = status, out, err
+
+    @property
+    def train(self):
+        """What the stand-in train.py was started with."""
+        return json.loads(next(line for line in self.out.splitlines() if line.startswith("{")))
+
+    def option(self, name):
+        args = self.train["args"]
+        return args[args.index(name) + 1]
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+# train.sh
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_the_exit_status_and_the_output_survive_the_log(world, port, status):
+    result = world.run("train.sh", 1, port, STATUS=str(status))
+    assert result.status == status, result.err
+    lines = [line for line in result.out.splitlines() if not line.startswith("log: ")]
+    assert lines[1:] == ["to stderr", "last line"]
+    assert world.log().read_text().splitlines() == lines
+    assert world.log().parent == world.root / "exp/shapes/DSSN/resnet18/40"
+
+
+def test_the_defaults_and_the_arguments_after_the_port_reach_train_py(world, port):
+    result = world.run("train.sh", 1, port, "--set", "epochs=1", "two words", "")
+    assert result.train["args"] == [
+        "--method", "DSSN", "--config", "configs/shapes.yaml",
+        "--labeled-id-path", "splits/shapes/40/labeled.txt",
+        "--unlabeled-id-path", "splits/shapes/40/unlabeled.txt",
+        "--save-path", "exp/shapes/DSSN/resnet18/40", "--port", str(port),
+        "--set", "epochs=1", "two words", ""]
+
+
+def test_the_environment_overrides_the_names_of_the_run(world, port):
+    result = world.run("train.sh", 1, port, dataset="pascal", method="supervised", exp="resnet101", split="1_16")
+    assert result.option("--method") == "supervised"
+    assert result.option("--config") == "configs/pascal.yaml"
+    assert result.option("--labeled-id-path") == "splits/pascal/1_16/labeled.txt"
+    assert result.option("--unlabeled-id-path") == "splits/pascal/1_16/unlabeled.txt"
+    assert result.option("--save-path") == "exp/pascal/supervised/resnet101/1_16"
+    assert world.run("train.sh", 1, port, config="configs/mine.yaml").option("--config") == "configs/mine.yaml"
+
+
+def test_it_runs_in_the_repository_root_from_anywhere(world, port, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    result = world.run("train.sh", 1, port, cwd=str(elsewhere), CDPATH=str(tmp_path))
+    assert os.path.realpath(result.train["cwd"]) == os.path.realpath(str(world.root))
+
+
+@pytest.mark.parametrize("devices", [None, "", "1,3"])
+def test_the_choice_of_devices_is_left_alone(world, port, devices):
+    result = world.run("train.sh", 1, port, CUDA_VISIBLE_DEVICES=devices)
+    assert result.train["env"].get("CUDA_VISIBLE_DEVICES") == devices
+
+
+def test_threads_are_shared_among_several_processes_only(world, port):
+    assert "OMP_NUM_THREADS" not in world.run("train.sh", 1, port).train["env"]
+    assert world.run("train.sh", 1000, port).train["env"]["OMP_NUM_THREADS"] == "1"
+    assert world.run("train.sh", 2, port, OMP_NUM_THREADS="7").train["env"]["OMP_NUM_THREADS"] == "7"
+
+
+def test_several_processes_are_launched_by_the_launcher_that_is_there(world, port):
+    result = world.run("train.sh", 2, port, "extra", STATUS="3")
+    assert result.status == 3, result.err
+    words = "--nnodes 1 --nproc_per_node 2 --master_port %d" % port
+    assert "launcher launch.py --use_env " + words in result.out.splitlines()
+    assert result.train["args"][-1] == "extra"
+
+    write(world.active / "site" / "torch" / "distributed" / "run.py", LAUNCHER)
+    assert "launcher run.py " + words in world.run("train.sh", 2, port).out.splitlines()
+
+
+@pytest.mark.parametrize("address", ["", "127.0.0.1"])
+@pytest.mark.parametrize("num_gpu", [1, 2])
+def test_a_port_in_use_stops_it_before_the_launch(world, num_gpu, address):
+    with socket.socket() as server:
+        server.bind((address, 0))
+        server.listen(1)
+        used = server.getsockname()[1]
+        result = world.run("train.sh", num_gpu, used)
+    assert result.status == 1
+    assert result.out == ""
+    assert len(result.err.splitlines()) == 1
+    assert "port %d is in use" % used in result.err
+    words = result.err.split()
+    offered = int(words[words.index("port", words.index("port") + 1) + 1])
+    with socket.socket() as probe:
+        probe.bind(("", offered))
+
+
+WRONG = [[], [1], ["two", 29500], [0, 29500], [-1, 29500], [1, "p"], [1, 0], [1, 65536], [1, 10 ** 20], ["", ""]]
+WRONG_SLURM = [[], [1], [1, 29500], ["gpu", 1, 29500], [1, 0, "gpu"]]
+
+
+@pytest.mark.parametrize("script, args", [("train.sh", args) for args in WRONG]
+                         + [("slurm_train.sh", args) for args in WRONG_SLURM])
+def test_wrong_arguments_are_told_with_the_usage(world, script, args):
+    result = world.run(script, *args)
+    assert result.status == 2
+    assert result.out == ""
+    assert "usage: sh scripts/%s <num_gpu> <port>" % script in result.err
+    assert len(result.err.splitlines()) == 1
+    assert not (world.root / "exp").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_error(world, port):
+    write(world.root / "exp", "a file")
+    result = world.run("train.sh", 1, port)
+    assert result.status == 1
+    assert result.out == ""
+    assert "cannot write to exp/shapes/DSSN/resnet18/40" in result.err
+    assert len(result.err.splitlines()) == 1
+
+
+def start_and_wait(world, num_gpu, port):
+    process = world.start("train.sh", num_gpu, port, "sleep")
+    for line in process.stdout:
+        if line == "ready\n":
+            return process
+    raise AssertionError(process.stderr.read())
+
+
+@pytest.mark.parametrize("num_gpu", [1, 2])
+def test_a_signal_to_the_script_reaches_the_training(world, port, num_gpu):
+    process = start_and_wait(world, num_gpu, port)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=10)
+    assert process.returncode == 5
+    assert out == "got signal %d\n" % signal.SIGTERM
+    assert world.log().read_text().endswith(out)
+
+
+def test_ctrl_c_stops_the_training_and_its_last_words_are_logged(world, port):
+    process = start_and_wait(world, 1, port)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, _ = process.communicate(timeout=10)
+    assert process.returncode == 128 + signal.SIGINT
+    assert out.endswith("KeyboardInterrupt\n")
+    assert world.log().read_text().endswith(out)
+
+
+def test_the_training_outlives_its_terminal(world, port):
+    process = start_and_wait(world, 1, port)
+    process.stdout.close()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 5
+    process.stderr.close()
+    assert world.log().read_text().endswith("got signal %d\n" % signal.SIGTERM)
+
+
+# slurm_train.sh
+
+
+def slurm(world, *args, **environment):
+    write(world.root.parent / "bin" / "srun", SRUN, 0o755)
+    result = world.run("slurm_train.sh", *args, **environment)
+    result.srun = [line[len("srun: "):] for line in result.out.splitlines() if line.startswith("srun: ")]
+    return result
+
+
+def test_srun_gets_the_job_and_train_py_the_same_arguments_as_without_it(world, port):
+    result = slurm(world, 8, port, "gpu", "--set", "epochs=1", nodes="2", STATUS="3")
+    assert result.status == 3, result.err
+    assert result.srun[:8] == [
+        "--partition=gpu", "--nodes=2", "--ntasks=8", "--ntasks-per-node=4", "--gres=gpu:4", "--cpus-per-task=8",
+        "--job-name=shapes-DSSN-resnet18-40", "--kill-on-bad-exit=1"]
+    assert result.train["args"] == world.run("train.sh", 1, port, "--set", "epochs=1").train["args"]
+
+
+@pytest.mark.parametrize("gres, expected", [(None, ["--gres=gpu:2"]), ("", []), ("gpu:a100:2", ["--gres=gpu:a100:2"])])
+def test_gres_can_be_changed_or_left_out(world, port, gres, expected):
+    result = slurm(world, 2, port, "gpu", gres=gres, cpus_per_task="3")
+    assert [word for word in result.srun if word.startswith("--gres")] == expected
+    assert "--cpus-per-task=3" in result.srun
+
+
+@pytest.mark.parametrize("num_gpu, nodes", [(3, "2"), (1, "2"), (2, "0"), (2, "two")])
+def test_gpus_that_do_not_divide_among_the_nodes_are_an_error(world, port, num_gpu, nodes):
+    result = slurm(world, num_gpu, port, "gpu", nodes=nodes)
+    assert result.status == 2
+    assert "nodes" in result.err
+    assert len(result.err.splitlines()) == 1
+
+
+@pytest.mark.skipif(shutil.which("srun") is not None, reason="Slurm is here")
+def test_a_machine_without_slurm_is_one_error(world, port):
+    result = world.run("slurm_train.sh", 1, port, "gpu")
+    assert result.status == 1
+    assert "srun" in result.err
+    assert len(result.err.splitlines()) == 1
+
+
+def test_both_scripts_name_the_run_alike():
+    def names(script):
+        return [line for line in (ROOT / "scripts" / script).read_text().splitlines()
+                if line.split("=")[0] in ("dataset", "method", "exp", "split", "config")]
+
+    assert names("train.sh") == names("slurm_train.sh")
+    assert len(names("train.sh")) == 5
+
+
+# env.sh
+
+
+def test_an_active_environment_with_everything_is_used(world):
+    chosen = "chose %s/bin/python\n" % world.active
+    assert world.source("find_python").out == chosen
+    assert world.source("find_python", VIRTUAL_ENV=None, CONDA_PREFIX=str(world.active)).out == chosen
+    assert world.source("set_up_python").out.endswith(chosen)
+    assert not (world.root / ".venv").exists()
+
+
+@pytest.mark.parametrize("torch, good", [
+    ("1.7.1", False), ("1.8.0", False), ("1.8.1", True), ("1.8.1+cu102", True), ("1.13.0a0+936e930", True),
+    ("2.10", True)])
+def test_torch_may_be_any_version_from_1_8_1(world, torch, good):
+    environment = make_environment(world.root.parent / "other", dict(RUN_TIME, torch=torch))
+    result = world.source("find_python", VIRTUAL_ENV=str(environment))
+    assert result.status == (0 if good else 1)
+    assert good or "lacks: torch>=1.8.1 (%s is there)" % torch in result.err
+
+
+def test_the_order_is_active_environment_then_venv_then_path(world):
+    everything = dict(RUN_TIME, torch="2.0.0")
+    poor = make_environment(world.root.parent / "poor", {})
+    on_path = make_environment(world.root.parent / "on_path", everything)
+    path = str(on_path / "bin") + os.pathsep + world.environment["PATH"]
+
+    assert world.source("find_python", VIRTUAL_ENV=str(poor), PATH=path).out == "chose %s/bin/python\n" % on_path
+    venv = make_environment(world.root / ".venv", everything)
+    assert world.source("find_python", VIRTUAL_ENV=str(poor), PATH=path).out == "chose %s/bin/python\n" % venv
+    assert world.source("find_python", VIRTUAL_ENV=None, PATH=path).out == "chose %s/bin/python\n" % venv
+    assert world.source("find_python", PATH=path).out == "chose %s/bin/python\n" % world.active
+
+
+def test_missing_packages_are_named(world, port):
+    some = make_environment(world.root.parent / "some", {"numpy": "1.0", "pillow": "1.0", "torch": "2.0.0"})
+    result = world.run("train.sh", 1, port, VIRTUAL_ENV=str(some))
+    assert result.status == 1
+    assert "some/bin/python lacks: torchvision pyyaml tqdm tensorboard;" in result.err
+    assert "`pip install -r requirements.txt` or `sh scripts/quickstart.sh`" in result.err
+    assert len(result.err.splitlines()) == 1
+
+
+@pytest.fixture
+def bare(world):
+    """A world without packages; $PYTHON can make environments."""
+    world.environment["VIRTUAL_ENV"] = str(world.root.parent / "deactivated")
+    base = write(world.root.parent / "base" / "python", BASE_PYTHON % sys.executable, 0o755)
+    world.environment["PYTHON"] = str(base)
+    return world
+
+
+needs_new_python = pytest.mark.skipif(sys.version_info < (3, 11), reason="requirements.txt needs Python 3.11")
+
+
+@needs_new_python
+def test_set_up_makes_venv_once(bare):
+    result = bare.source("set_up_python")
+    assert result.status == 0, result.err
+    assert "making .venv" in result.out and "installed requirements.txt" in result.out
+    assert result.out.endswith("chose %s/.venv/bin/python\n" % bare.root)
+    result = bare.source("set_up_python")
+    assert "made" not in result.out and "installed" not in result.out
+    assert bare.source("find_python", PYTHON=None).status == 0
+
+
+@needs_new_python
+def test_an_interrupted_set_up_is_completed(bare):
+    marker = write(bare.root / "pip_fails", "")
+    result = bare.source("set_up_python")
+    assert result.status == 1
+    assert "run this again" in result.err
+    result = bare.source("find_python")  # every package is there by name, but who knows in what state
+    assert result.status == 1 and "did not finish" in result.err
+    marker.unlink()
+    result = bare.source("set_up_python")
+    assert result.status == 0, result.err
+    assert "made" not in result.out and "installed requirements.txt" in result.out
+    assert not (bare.root / ".venv/incomplete").exists()
+
+
+@needs_new_python
+def test_test_sh_adds_only_pytest_to_a_complete_venv(bare):
+    assert bare.source("set_up_python").status == 0
+    result = bare.run("test.sh", "-k", "two words")
+    assert result.status == 0, result.err
+    assert "installed tests/requirements.txt" in result.out and "installed requirements.txt" not in result.out
+    assert result.out.endswith("-m pytest -k two words\n")
+    assert "installed" not in bare.run("test.sh").out
+
+
+def test_an_old_or_broken_base_python_is_one_error(bare):
+    def answers(text):
+        return str(write(bare.root.parent / "old" / "python", "#!/bin/sh\n%s\n" % text, 0o755))
+
+    old = answers("case $2 in import*version_info*) echo 3.9;; *) exit 1;; esac")
+    result = bare.source("set_up_python", PYTHON=old)
+    assert result.status == 1
+    assert len(result.err.splitlines()) == 1
+    for part in ("Python 3.9", "3.11 or newer", "PYTHON=python3.11", "env200.txt", "env181.txt", "activate"):
+        assert part in result.err
+    result = bare.source("set_up_python", PYTHON=answers("echo no such version >&2; exit 127"))
+    assert result.status == 1
+    assert len(result.err.splitlines()) == 1
+    assert "does not run" in result.err and "PYTHON=python3.11" in result.err
+    assert not (bare.root / ".venv").exists()
+
+
+# quickstart.sh
+
+
+EVAL = """
+import json, os, sys
+args = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+print("eval", sys.argv[1:])
+json.dump({"miou": 71.5 if args.get("--weights") == "teacher" else 70.256, "images": 60}, open(args["--json"], "w"))
+sys.exit(int(os.environ.get("EVAL_STATUS", 0)))
+"""
+
+
+def quickstart(world, *args, **environment):
+    write(world.root / "dssn" / "__init__.py", "")
+    write(world.root / "dssn" / "data.py", "import sys; print('data', sys.argv[1:])")
+    write(world.root / "eval.py", EVAL)
+    return world.run("quickstart.sh", *args, **environment)
+
+
+def test_quickstart_draws_trains_and_evaluates(world):
+    result = quickstart(world, "--set", "epochs=1",
+                        dataset="pascal", method="supervised", exp="x", split="y", config="z")
+    assert result.status == 0, result.err
+    assert "data ['shapes']" in result.out
+    assert result.option("--save-path") == "exp/shapes/DSSN/resnet18/40"
+    assert result.option("--method") == "DSSN"
+    assert result.option("--config") == "configs/shapes.yaml"
+    assert result.train["args"][-2:] == ["--set", "epochs=1"]
+    run = "exp/shapes/DSSN/resnet18/40"
+    student, teacher = [line for line in result.out.splitlines() if line.startswith("eval ")]
+    assert run + "/best.pth" in student and run + "/eval_student.json" in student and run + "/pictures" in student
+    assert run + "/t_best.pth" in teacher and run + "/eval_teacher.json" in teacher and "teacher" in teacher
+    words = result.out.splitlines()[-1].split()
+    assert " ".join(words[:-2]) == "quickstart: student mIoU 70.26, teacher mIoU 71.50 on 60 images in"
+    assert words[-2].isdigit() and words[-1] == "s"
+
+
+def test_quickstart_takes_another_port_and_stops_at_a_failure(world):
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            server.bind(("", 29500))
+            server.listen(1)
+        except OSError:
+            pass  # in use already
+        result = quickstart(world, STATUS="3")
+    assert result.status == 3
+    assert int(result.option("--port")) > 29500
+    assert "eval" not in result.out.split("last line")[1]
+    result = quickstart(world, EVAL_STATUS="4")
+    assert result.status == 4
+    assert "mIoU" not in result.out
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing():
+    files = [str(path.relative_to(ROOT)) for path in SCRIPTS]
+    result = subprocess.run(["shellcheck", "-x", "-S", "warning"] + files, cwd=str(ROOT), stdout=subprocess.PIPE)
+    assert result.returncode == 0, result.stdout.decode()

@@ -1,0 +1,80 @@
+"""Train a segmentation network, semi-supervised or on labels alone.
+
+    sh scripts/train.sh <num_gpu> <port>                      one machine, 1 or more processes
+    sh scripts/slurm_train.sh <num_gpu> <port> <partition>    slurm
+    python train.py --config configs/shapes.yaml \\
+        --labeled-id-path splits/shapes/40/labeled.txt \\
+        --unlabeled-id-path splits/shapes/40/unlabeled.txt --save-path exp/mine
+
+Running the same command again resumes the run, or says that it is finished. Any config key can be
+given as --set key=value; `--help-keys` lists them.
+"""
+import argparse
+import sys
+
+from dssn import config, methods
+from dssn.errors import UserError
+
+
+def parse_arguments(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--config', required=True, help='YAML file of the experiment')
+    parser.add_argument('--method', help='overrides the config: ' + ', '.join(methods.all_methods()))
+    parser.add_argument('--labeled-id-path', help='id list with images and masks')
+    parser.add_argument('--unlabeled-id-path', help='id list of images without masks')
+    parser.add_argument('--save-path', help="the run's folder")
+    parser.add_argument('--port', type=int, help="rank 0's port, where the launcher sets none")
+    parser.add_argument('--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE',
+                        dest='assignments', help='override config keys')
+    parser.add_argument('--dry-run', action='store_true',
+                        help='print the resolved config and the size of the network, then stop')
+    parser.add_argument('--local_rank', '--local-rank', type=int,
+                        help='set by some launchers; not for you')
+    parser.add_argument('--help-keys', action='store_true',
+                        help='list the config keys of the method, then stop')
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_arguments(argv)
+    cfg = config.load(args.config, {
+        'method': args.method, 'labeled_id_path': args.labeled_id_path,
+        'unlabeled_id_path': args.unlabeled_id_path, 'save_path': args.save_path,
+    }, args.assignments)
+    if args.help_keys:
+        print(config.help_text(methods.find(cfg.method, args.config)))
+        return
+    if args.dry_run:
+        describe(cfg)
+        return
+    from dssn import distributed
+    from dssn.engine import Run
+    if not cfg.save_path:
+        raise UserError('no folder for the run: give --save-path')
+    world = distributed.start(cfg.device, args.local_rank, args.port)
+    try:
+        run = Run(cfg, world)
+        if not run.finished:
+            run.log.say(config.dump(cfg).rstrip())
+        run.fit()
+        run.log.close()
+    finally:
+        world.close()
+
+
+def describe(cfg):
+    """Print the resolved config and the size of the network it builds."""
+    from dssn.models import build_model
+    parameters = sum(p.numel() for p in build_model(cfg).parameters())
+    print(config.dump(cfg).rstrip())
+    print(f'network: {cfg.model} on {cfg.backbone}, {parameters / 1e6:.1f}M parameters')
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f'train.py: error: {error}')
+    except KeyboardInterrupt:
+        sys.exit(130)
