@@ -178,7 +178,9 @@ class Run:
                   'miou': result['student'].miou if result else None,
                   # All randomness derives from the seed and the step: this is its whole state.
                   'random_state': {'seed': self.cfg.seed, 'step': common['step']}, **common}
-        if self.teacher is not None:
+        if self.teacher is None:
+            latest['weights'] = 'student'
+        else:
             latest['teacher'] = checkpoint.weights(self.teacher)
         checkpoint.save(os.path.join(self.cfg.save_path, 'latest.pth'), latest)
 

@@ -16,6 +16,7 @@ CLASSES = ('background', 'disk', 'square', 'triangle', 'star', 'ring', 'cross')
 TAIL = (0.28, 0.22, 0.18, 0.14, 0.10, 0.08)  # share of the objects, by class from 1
 SIZE = (96, 96)                              # width, height in pixels
 OVERSAMPLE = 2                               # drawn larger, then shrunk: smooth edges
+RELIABLE = 0.75                              # how often a hint is true
 N_TRAIN, N_VAL = 440, 120
 SEED = 2023
 
@@ -72,7 +73,7 @@ def draw(rng):
 
 def _outline(name, rng, width, height):
     """A filled outline somewhere in the picture, as an L image of 0 and 255."""
-    radius = rng.uniform(0.10, 0.24) * height
+    radius = rng.uniform(0.13, 0.26) * height
     x, y = rng.uniform(0.05, 0.95) * width, rng.uniform(0.05, 0.95) * height
     turn, stretch = rng.uniform(0, 2 * math.pi), rng.uniform(0.8, 1.25)
     lean = rng.uniform(0, math.pi)
@@ -112,20 +113,20 @@ def _cross(half):
     return corners
 
 
-def _colour(rng, hue=None):
+def _colour(rng, hue=None, saturation=(0.35, 0.95)):
     """A random colour (3,), of about the given hue if any."""
-    hue = rng.random() if hue is None else (hue + rng.normal(0, 0.06)) % 1
-    saturation, value = rng.uniform(0.25, 0.9), rng.uniform(0.35, 1.0)
+    hue = rng.random() if hue is None else (hue + rng.normal(0, 0.04)) % 1
+    saturation, value = rng.uniform(*saturation), rng.uniform(0.4, 1.0)
     ramp = np.abs((hue * 6 + np.array([0, 4, 2])) % 6 - 3) - 1
     return 255 * value * (1 - saturation * (1 - np.clip(ramp, 0, 1)))
 
 
 def _texture(kind, rng, width, height):
     """A full-size RGB array to cut the object from; its class hints at hue and pattern."""
-    hue = (kind - 1) / 6 if rng.random() < 0.5 else None
-    pattern = kind % 4 if rng.random() < 0.5 else int(rng.integers(4))
+    hue = (kind - 1) / 6 if rng.random() < RELIABLE else None
+    pattern = kind % 4 if rng.random() < RELIABLE else int(rng.integers(4))
     first, second = _colour(rng, hue), _colour(rng)
-    second = first + (second - first) * rng.uniform(0.2, 0.7)
+    second = first + (second - first) * rng.uniform(0.3, 0.8)
     return _mix(first, second, _pattern(pattern, rng, width, height))
 
 
@@ -149,15 +150,16 @@ def _ground(rng, width, height):
     cells = int(rng.integers(2, 6))
     noise = Image.fromarray((255 * rng.random((cells, cells))).astype(np.uint8))
     blotches = np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC)) / 255
-    ground = _mix(_colour(rng), _colour(rng), blotches)
+    dull = (0.0, 0.3)
+    ground = _mix(_colour(rng, None, dull), _colour(rng, None, dull), blotches)
     if rng.random() < 0.6:
         stripes = _pattern(int(rng.integers(1, 4)), rng, width, height)
-        ground = _mix(ground, _mix(ground, _colour(rng), np.full_like(stripes, 0.35)), stripes)
+        ground = _mix(ground, _mix(ground, _colour(rng, None, dull), np.full_like(stripes, 0.35)), stripes)
     image = Image.fromarray(ground)
     pen = ImageDraw.Draw(image)
     for _ in range(int(rng.integers(0, 6))):
         ends = [int(v) for v in rng.integers(0, (width, height, width, height))]
-        pen.line(ends, tuple(int(c) for c in _colour(rng)), int(rng.integers(2, 7)))
+        pen.line(ends, tuple(int(c) for c in _colour(rng, None, dull)), int(rng.integers(2, 7)))
     return np.asarray(image)
 
 
