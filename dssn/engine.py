@@ -191,7 +191,7 @@ def seed_step(seed, step, rank):
     A resumed run so draws what the undisturbed one would, with no state to carry over.
     """
     words = np.random.SeedSequence((seed, step, rank, 1)).generate_state(1, np.uint64)
-    torch.manual_seed(int(words[0] >> 1))
+    torch.manual_seed(int(words[0]) >> 1)
 
 
 def read_lists(cfg, uses_unlabeled):
