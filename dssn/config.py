@@ -55,7 +55,7 @@ class Config:
     val_id_path: str = key('', 'id list to evaluate on; empty: splits/<dataset>/val.txt')
     save_path: str = key('', "the run's folder")
     workers: int = key(2, 'loader processes per training process; 0: load in the process', low=0)
-    crop_size: int = key(321, 'side of the square training crop, pixels', low=8)
+    crop_size: int = key(321, 'side of the square training crop, pixels', low=17)
     # network
     model: str = key('deeplabv3plus', 'segmentation network', choices=('deeplabv3plus',))
     backbone: str = key('resnet101', 'backbone of the network',

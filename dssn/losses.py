@@ -74,12 +74,15 @@ def standardise(logits):
     """Each pixel's logits (N, C, H, W) minus their mean over classes, over their unbiased std.
 
     Returns:
-        The standardised logits and (N, 1, H, W) bool, False where all logits are equal (there
-        the logits come back centred: all 0).
+        The standardised logits and (N, 1, H, W) bool, False where all logits are equal (what is
+        returned there is not standardised).
     """
     centred = logits - logits.mean(1, keepdim=True)
     variance = centred.pow(2).sum(1, keepdim=True) / (logits.shape[1] - 1)
-    spread = variance > 0
+    # The mean of equal numbers may differ from them by a rounding: the logits themselves tell; and
+    # the square of a small spread may be 0.
+    spread = (logits.max(1, keepdim=True).values > logits.min(1, keepdim=True).values) \
+        & (variance > 0)
     # The square root's gradient at 0 is infinite, and stays so behind a torch.where on its
     # result: the variance itself must be replaced first.
     return centred / torch.where(spread, variance, torch.ones_like(variance)).sqrt(), spread

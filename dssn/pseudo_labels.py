@@ -8,7 +8,8 @@ def class_max(logits, gate=0.92, ratio=0.96):
 
     Per image, m_c is the largest probability of class c over all pixels. A pixel predicted as k
     is selected if m_k > gate and p_k > ratio * m_k, both strictly. A class whose peak is not
-    above the gate selects nothing; the peak pixel of any other class is always selected.
+    above the gate selects nothing. (From a gate of 0.5 on, a selected class's peak is one of its
+    own pixels, which is then selected itself.)
     """
     prob = logits.softmax(1)
     peak = prob.flatten(2).max(2).values                    # (N, C)

@@ -32,7 +32,7 @@ def all_methods():
         content = importlib.import_module(f'{__name__}.{module.name}')
         for value in vars(content).values():
             if isinstance(value, type) and value.__module__ == content.__name__ \
-                    and hasattr(value, 'Config') and hasattr(value, 'total'):
+                    and 'name' in vars(value) and hasattr(value, 'Config'):
                 found[value.name] = value
     return found
 
@@ -40,7 +40,7 @@ def all_methods():
 def find(name, place):
     """The method class called `name`; `place` is where the name was written, for the error."""
     methods = all_methods()
-    if name not in methods:
+    if not isinstance(name, str) or name not in methods:
         by_lower = {known.lower(): known for known in methods}
         close = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
         hint = f" (did you mean '{by_lower[close[0]]}'?)" if close else ''

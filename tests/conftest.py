@@ -1,0 +1,85 @@
+"""Shared fixtures: a world of a few small images, lists and a config that train in seconds."""
+import itertools
+import os
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+# So that plain `pytest` finds the package too, not only `python -m pytest`.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+torch.set_num_threads(1)
+
+CLASS_COLOURS = np.array([(40, 40, 40), (220, 50, 50), (50, 210, 60), (60, 70, 230),
+                          (220, 210, 50), (60, 210, 210), (210, 60, 210)], np.uint8)
+
+
+class World:
+    """A tiny data set in a folder, with id lists and a config file that point at it."""
+
+    def __init__(self, root, config_path, labeled, unlabeled, val, save_path):
+        self.root, self.config_path, self.save_path = root, config_path, save_path
+        self.labeled, self.unlabeled, self.val = labeled, unlabeled, val
+
+    def load(self, **overrides):
+        """The world's config; `overrides` win over its file."""
+        from dssn.config import load
+        return load(self.config_path, overrides)
+
+
+def draw_pair(rng, size, nclass):
+    """Noisy blocks, each class in its own colour: (image (H, W, 3), mask (H, W)), both uint8."""
+    width, height = size
+    cells = rng.integers(0, nclass, (3, 4))
+    # Every class occurs, so that no image of the set is degenerate.
+    cells.flat[rng.permutation(12)[:nclass]] = np.arange(nclass)
+    mask = cells[np.arange(height)[:, None] * 3 // height, np.arange(width) * 4 // width]
+    image = CLASS_COLOURS[mask] + rng.normal(0, 8, (height, width, 3))
+    return np.clip(image, 0, 255).astype(np.uint8), mask.astype(np.uint8)
+
+
+@pytest.fixture
+def tiny_world(tmp_path):
+    """Factory of `World`s; further keys go into the config file."""
+    numbers = itertools.count()
+
+    def make(n_labeled=5, n_unlabeled=9, n_val=3, size=(40, 30), nclass=3, **keys):
+        base = tmp_path / 'world{}'.format(next(numbers))
+        root = base / 'data'
+        for folder in ('images', 'masks'):
+            (root / folder).mkdir(parents=True)
+        rng = np.random.default_rng(7)
+        lists = {}
+        for part, count in (('labeled', n_labeled), ('unlabeled', n_unlabeled), ('val', n_val)):
+            lines = []
+            for i in range(count):
+                # Every other image is portrait.
+                image, mask = draw_pair(rng, size if i % 2 == 0 else size[::-1], nclass)
+                names = ['images/{}{}.jpg'.format(part, i), 'masks/{}{}.png'.format(part, i)]
+                Image.fromarray(image).save(str(root / names[0]), quality=95)
+                # An unlabeled image has no mask file at all.
+                if part == 'unlabeled':
+                    names.pop()
+                else:
+                    Image.fromarray(mask).save(str(root / names[1]))
+                lines.append(' '.join(names) + '\n')
+            lists[part] = str(base / '{}.txt'.format(part))
+            with open(lists[part], 'w') as file:
+                file.writelines(lines)
+        save_path = str(base / 'run')
+        content = dict(
+            dataset='tiny', nclass=nclass, data_root=str(root), labeled_id_path=lists['labeled'],
+            unlabeled_id_path=lists['unlabeled'], val_id_path=lists['val'], save_path=save_path,
+            backbone='resnet18', base_channels=4, decoder_channels=8, crop_size=33, batch_size=2,
+            workers=0, epochs=2, device='cpu')
+        content.update(keys)
+        config_path = str(base / 'config.yaml')
+        with open(config_path, 'w') as file:
+            yaml.safe_dump(content, file)
+        return World(str(root), config_path, lists['labeled'], lists['unlabeled'], lists['val'],
+                     save_path)
+    return make

@@ -1,0 +1,300 @@
+"""From a draw to the rows of a batch: files opened, views drawn, alignment, padding, partners."""
+import itertools
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dssn.data import datasets
+from dssn.data.datasets import Draw, EvalSet, TrainSet
+from dssn.data.lists import check_files, read_list
+from dssn.errors import UserError
+
+
+def train_set(world, **overrides):
+    cfg = world.load(**overrides)
+    labeled, unlabeled = read_list(world.labeled), read_list(world.unlabeled, masks=False)
+    return TrainSet(cfg, labeled, unlabeled)
+
+
+def same(a, b):
+    """Whether two parts of a batch hold the same numbers."""
+    return all(torch.equal(x, y) for x, y in zip(a, b))
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The list of every file that the data set opens, in order."""
+    names = []
+
+    def recorded(function):
+        def call(root, sample, *rest):
+            names.append(sample.mask if rest else sample.image)
+            return function(root, sample, *rest)
+        return call
+    for name in ('open_image', 'open_mask'):
+        monkeypatch.setattr(datasets, name, recorded(getattr(datasets, name)))
+    return names
+
+
+def test_types_shapes_and_positions(tiny_world):
+    x, u, v = train_set(tiny_world())[Draw(3, 0, 7, 2, 0)]
+    assert x.weak.shape == (3, 33, 33) and x.weak.dtype == torch.uint8
+    assert x.label.shape == (33, 33) and x.label.dtype == torch.int64
+    assert int(x.index) == 3 and int(u.index) == 7 and int(v.index) == 2
+    for part in (u, v):
+        for view in (part.weak, part.strong1, part.strong2):
+            assert view.shape == (3, 33, 33) and view.dtype == torch.uint8
+        assert part.valid.shape == (33, 33) and part.valid.dtype == torch.bool
+        assert part.box1.shape == part.box2.shape == (4,)
+        assert part.box1.dtype == part.box2.dtype == torch.int64
+
+
+def test_supervised_rows_open_no_unlabeled_image(tiny_world, opened):
+    world = tiny_world(method='supervised')
+    batch = TrainSet(world.load(), read_list(world.labeled))[Draw(1, 4)]
+    assert batch.u is None and batch.v is None and int(batch.x.index) == 1
+    assert opened == ['images/labeled1.jpg', 'masks/labeled1.png']
+
+
+@pytest.mark.parametrize('partner, images', [(5, ['unlabeled5.jpg']),
+                                             (2, ['unlabeled5.jpg', 'unlabeled2.jpg'])])
+def test_each_image_is_decoded_once(tiny_world, opened, partner, images):
+    train_set(tiny_world())[Draw(0, 0, 5, partner, 0)]
+    assert opened == ['images/labeled0.jpg', 'masks/labeled0.png'] + ['images/' + i for i in images]
+
+
+def test_masks_that_an_unlabeled_list_names_are_never_opened(tiny_world, opened):
+    world = tiny_world()
+    with open(world.unlabeled) as file:
+        lines = [line.strip() + ' masks/not_there.png\n' for line in file]
+    with open(world.unlabeled, 'w') as file:
+        file.writelines(lines)
+    data = train_set(world)
+    check_files(data.unlabeled, world.root, masks=False)
+    assert data.unlabeled[0].mask == 'masks/not_there.png'
+    assert not isinstance(data[Draw(0, 0, 5, 2, 0)], UserError)
+    assert 'masks/not_there.png' not in opened
+
+
+def test_a_draw_depends_on_its_own_sample_and_pass_only(tiny_world):
+    data = train_set(tiny_world())
+    x, u, v = data[Draw(1, 0, 4, 6, 0)]
+    assert same(x, data[Draw(1, 0, 3, 3, 5)].x)      # whatever it is paired with
+    assert not torch.equal(x.weak, data[Draw(1, 1, 4, 6, 0)].x.weak)
+    assert same(u, data[Draw(2, 7, 4, 1, 0)].u)
+    assert torch.equal(v.weak, data[Draw(2, 7, 3, 6, 0)].v.weak)
+    other_pass = data[Draw(1, 0, 4, 6, 1)]
+    assert same(x, other_pass.x)
+    assert not torch.equal(u.weak, other_pass.u.weak)
+    assert not torch.equal(v.weak, other_pass.v.weak)
+
+
+def test_the_seed_decides(tiny_world):
+    world = tiny_world()
+    draw = Draw(1, 0, 4, 6, 0)
+    first, again, other = (train_set(world, seed=seed)[draw] for seed in (1, 1, 2))
+    for a, b, c in zip(first, again, other):
+        assert same(a, b) and not torch.equal(a.weak, c.weak)
+
+
+def test_drawing_leaves_the_global_random_numbers_alone(tiny_world):
+    data = train_set(tiny_world(), num_aug=3)
+    states = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        states.append([part for batch in [data[Draw(1, 0, i, i, 0)] for i in range(5)]
+                       for part in batch])
+        # Nothing was taken from them either: workers would otherwise change the dropout.
+        after = torch.rand(1), np.random.rand(), random.random()
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        assert after == (torch.rand(1), np.random.rand(), random.random())
+    assert all(same(a, b) for a, b in zip(*states))
+
+
+def test_all_views_of_an_image_draw_from_their_own_stream(tiny_world, monkeypatch):
+    first = []
+    monkeypatch.setattr(datasets, 'generator', lambda *name: first.append(name) or (
+        np.random.default_rng(name)))
+    data = train_set(tiny_world())
+    for draw in (Draw(4, 3, 4, 4, 3), Draw(2, 3, 2, 2, 3)):
+        data[draw]
+    # Base view of the labeled; base, two strong and two boxes of the unlabeled; base of a partner.
+    assert len(first) >= 2 * 7 and len(set(first)) == len(first)
+
+
+def test_both_strong_views_come_from_the_weak_view(tiny_world, monkeypatch):
+    # With strong operations that do nothing, the strong views are the weak view.
+    monkeypatch.setattr(datasets, 'strong_view', lambda image, rng, *rest: image)
+    data = train_set(tiny_world())
+    for i in range(5):
+        _, u, v = data[Draw(0, 0, i, 8 - i, 0)]
+        for part in (u, v):
+            assert torch.equal(part.weak, part.strong1) and torch.equal(part.weak, part.strong2)
+
+
+def test_strong_views_are_drawn_independently(tiny_world):
+    data = train_set(tiny_world(), num_aug=3)
+    equal = 0
+    for i in range(9):
+        u = data[Draw(0, 0, i, i, 0)].u
+        equal += torch.equal(u.strong1, u.strong2)
+        assert not (torch.equal(u.strong1, u.weak) and torch.equal(u.strong2, u.weak))
+    # Two plain views now and then (0.2 * 0.8 * 0.5 each, and a dull pool) are no fault.
+    assert equal <= 2
+
+
+@pytest.mark.parametrize('num_aug, random_number', [(0, True), (3, True), (2, False)])
+def test_the_pool_follows_the_config(tiny_world, monkeypatch, num_aug, random_number):
+    asked = []
+    monkeypatch.setattr(datasets, 'strong_view', lambda image, rng, number, flag: (
+        asked.append((number, flag)) or image))
+    train_set(tiny_world(), num_aug=num_aug, flag_use_random_num_sampling=random_number)[
+        Draw(0, 0, 1, 1, 0)]
+    assert len(asked) >= 2 and set(asked) == {(num_aug, random_number)}
+
+
+def test_boxes_are_shared_with_the_partner_and_drawn_apart(tiny_world):
+    data = train_set(tiny_world(n_unlabeled=2, size=(12, 12)), crop_size=17)
+    kinds = []
+    for epoch in range(160):
+        _, u, v = data[Draw(0, 0, 0, 1, epoch)]
+        assert torch.equal(u.box1, v.box1) and torch.equal(u.box2, v.box2)
+        kinds.append((bool(u.box1.any()), bool(u.box2.any())))
+        for top, left, height, width in (u.box1.tolist(), u.box2.tolist()):
+            assert top + height <= 17 and left + width <= 17
+        if u.box1.any():
+            assert not torch.equal(u.box1, u.box2)
+    # Half of the views each, by its own chance: a quarter of each combination.
+    for kind in itertools.product((True, False), repeat=2):
+        assert abs(kinds.count(kind) - 40) < 5 * 5.5
+
+
+def test_a_partners_strong_view_is_drawn_only_for_a_box(tiny_world, monkeypatch):
+    calls = []
+    original = datasets.strong_view
+    monkeypatch.setattr(datasets, 'strong_view', lambda image, rng, *rest: (
+        calls.append(1) or original(image, rng, *rest)))
+    data = train_set(tiny_world(n_unlabeled=2), num_aug=3)
+    seen = set()
+    for epoch in range(12):
+        del calls[:]
+        _, u, v = data[Draw(0, 0, 0, 1, epoch)]
+        boxes = bool(u.box1.any()), bool(u.box2.any())
+        assert len(calls) == 2 + sum(boxes)
+        seen.add(boxes)
+        # Where there is no box nothing of it is looked at; where there is, it is a strong view
+        # of the partner, the same one whichever image it is pasted into.
+        again = data[Draw(1, 1, 1, 1, epoch)].v
+        for box, strong in zip((1, 2), ('strong1', 'strong2')):
+            if boxes[box - 1] and getattr(again, 'box%d' % box).any():
+                assert torch.equal(getattr(v, strong), getattr(again, strong))
+    assert len(seen) > 2
+
+
+def test_partner_same_is_another_draw_of_the_image(tiny_world):
+    data = train_set(tiny_world(n_unlabeled=12), cutmix_partner='same')
+    differ = 0
+    for i in range(12):
+        _, u, v = data[Draw(0, 0, i, i, 0)]
+        assert int(u.index) == int(v.index) == i
+        differ += not torch.equal(u.weak, v.weak)
+    assert differ == 12
+
+
+# Alignment and padding.
+
+CLASS_COLOURS = np.array([(250, 10, 10), (10, 250, 10), (10, 10, 250)], np.uint8)
+
+
+def lossless_world(tiny_world, size):
+    """A world whose images are exact: the colour of a pixel is its class, and none is dark."""
+    world = tiny_world(n_labeled=2, n_unlabeled=2, n_val=1, size=size)
+    for name in ('labeled0', 'labeled1', 'val0'):
+        mask = np.asarray(Image.open(os.path.join(world.root, 'masks', name + '.png')))
+        Image.fromarray(CLASS_COLOURS[mask]).save(
+            os.path.join(world.root, 'images', name + '.jpg'), format='PNG')
+    for i in range(2):
+        Image.new('RGB', size, (90, 100, 110)).save(
+            os.path.join(world.root, 'images', 'unlabeled%d.jpg' % i), format='PNG')
+    return world
+
+
+@pytest.mark.parametrize('size', [(40, 30), (1, 50), (50, 1), (1, 1), (90, 70), (10, 8), (33, 33)])
+def test_labels_move_with_their_pixels_and_padding_is_ignored(tiny_world, size):
+    data = train_set(lossless_world(tiny_world, size))
+    clear = 0
+    for labeled, number in itertools.product((0, 1), range(15)):
+        x, u, _ = data[Draw(labeled, number, labeled, labeled, number)]
+        image = x.weak.permute(1, 2, 0).numpy().astype(int)
+        label = x.label.numpy()
+        np.testing.assert_array_equal(label == 255, (image == 0).all(axis=2))
+        assert set(np.unique(label)) <= {0, 1, 2, 255}
+        for index, colour in enumerate(CLASS_COLOURS):
+            # Away from the borders, where bilinear filtering mixes colours.
+            pure = np.abs(image - colour).max(axis=2) < 60
+            assert (label[pure] == index).all()
+            clear += pure.sum()
+        padding = (u.weak == 0).all(dim=0)
+        assert torch.equal(u.valid, ~padding)
+    assert clear > 0
+
+
+def test_a_mirrored_image_is_mirrored_with_its_padding(tiny_world):
+    # Padding is right and bottom before the flip, so it is on the left of a mirrored image.
+    data = train_set(lossless_world(tiny_world, (10, 8)))
+    sides = set()
+    for number in range(20):
+        valid = data[Draw(0, 0, 0, 0, number)].u.valid
+        assert valid[0].any() and not valid[-1].any()
+        assert bool(valid[0, 0]) != bool(valid[0, -1])
+        sides.add(bool(valid[0, 0]))
+    assert sides == {True, False}
+
+
+def test_pixels_arrive_as_red_green_blue(tiny_world):
+    data = train_set(lossless_world(tiny_world, (40, 30)))
+    weak = data[Draw(0, 0, 0, 0, 0)].u.weak
+    valid = data[Draw(0, 0, 0, 0, 0)].u.valid
+    assert [int(channel[valid].max()) for channel in weak] == [90, 100, 110]
+
+
+# Errors, and evaluation.
+
+def test_a_bad_file_is_an_item_that_names_its_line(tiny_world):
+    world = tiny_world()
+    data = train_set(world)
+    with open(os.path.join(world.root, 'images', 'unlabeled4.jpg'), 'wb') as file:
+        file.write(b'no image')
+    for draw in (Draw(0, 0, 4, 2, 0), Draw(0, 0, 2, 4, 0)):
+        item = data[draw]
+        assert isinstance(item, UserError)
+        assert str(item).startswith(world.unlabeled + ' line 5: ')
+    assert not isinstance(data[Draw(0, 0, 2, 3, 0)], UserError)
+
+
+def test_evaluation_sees_whole_images_in_list_order(tiny_world):
+    world = lossless_world(tiny_world, (40, 30))
+    cfg = world.load()
+    data = EvalSet(cfg, read_list(world.val) + read_list(world.labeled))
+    assert len(data) == 3
+    for i, (width, height) in enumerate([(40, 30), (40, 30), (30, 40)]):
+        image, label, position = data[i]
+        assert position == i and image.dtype == torch.uint8 and label.dtype == torch.int64
+        assert tuple(label.shape) == (height, width) and tuple(image.shape) == (3, height, width)
+        np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), CLASS_COLOURS[label.numpy()])
+
+
+def test_evaluation_names_a_bad_mask(tiny_world):
+    world = tiny_world()
+    Image.new('L', (40, 30), 77).save(os.path.join(world.root, 'masks', 'val0.png'))
+    item = EvalSet(world.load(), read_list(world.val))[0]
+    assert isinstance(item, UserError)
+    assert 'val.txt line 1' in str(item) and 'value 77' in str(item)

@@ -1,0 +1,231 @@
+"""Processes: what each launcher says, and two real processes that train and evaluate together."""
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dssn import checkpoint, distributed
+from dssn.data.lists import read_list
+from dssn.distributed import World
+from dssn.errors import UserError
+from dssn.evaluation import evaluate
+from dssn.models import build_model
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+LAUNCHER_VARIABLES = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
+
+
+@pytest.fixture
+def joined(monkeypatch, tmp_path):
+    """Calls `start` under given variables; returns (world, arguments of the process group)."""
+    for name in list(os.environ):
+        if name in LAUNCHER_VARIABLES or name.startswith('SLURM'):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv('PATH', str(tmp_path))  # no scontrol, unless a test puts one there
+    # `start` may set these two: registered here, so that they go with the test.
+    for name in ('MASTER_ADDR', 'MASTER_PORT'):
+        monkeypatch.setenv(name, '')
+        monkeypatch.delenv(name)
+
+    def join(variables, **kwargs):
+        calls = []
+        monkeypatch.setattr(torch.distributed, 'init_process_group',
+                            lambda *args, **kw: calls.append((args, kw)))
+        for name, value in variables.items():
+            monkeypatch.setenv(name, str(value))
+        return distributed.start('cpu', **kwargs), calls
+    return join
+
+
+def place(world):
+    return world.rank, world.size, world.local_rank
+
+
+def test_plain_python_is_a_world_of_one(joined):
+    world, calls = joined({})
+    assert place(world) == (0, 1, 0) and world.is_main and calls == []
+    model = torch.nn.Linear(1, 1)
+    assert world.prepare_student(model) is model and distributed.unwrap(model) is model
+    tensor = torch.ones(2)
+    assert torch.equal(world.sum(tensor), tensor)
+    world.barrier()
+    world.share_buffers(model)
+    world.close()
+
+
+def test_torchrun(joined):
+    world, calls = joined(dict(RANK=3, WORLD_SIZE=4, LOCAL_RANK=1, LOCAL_WORLD_SIZE=2,
+                               MASTER_ADDR='a', MASTER_PORT=5))
+    assert place(world) == (3, 4, 1) and not world.is_main
+    (args, kwargs), = calls
+    assert args == ('gloo',) and (kwargs['rank'], kwargs['world_size']) == (3, 4)
+    assert (os.environ['MASTER_ADDR'], os.environ['MASTER_PORT']) == ('a', '5')
+
+
+def test_the_old_launcher_tells_the_local_rank_by_a_flag(joined):
+    world, _ = joined(dict(RANK=5, WORLD_SIZE=8, MASTER_ADDR='a', MASTER_PORT=5), local_rank=1)
+    assert place(world) == (5, 8, 1)
+
+
+def test_the_variable_wins_over_the_flag(joined):
+    world, _ = joined(dict(RANK=1, WORLD_SIZE=2, LOCAL_RANK=1), local_rank=0)
+    assert place(world) == (1, 2, 1)
+
+
+def test_a_launcher_with_one_process(joined):
+    world, calls = joined(dict(RANK=0, WORLD_SIZE=1, LOCAL_RANK=0), local_rank=0)
+    assert place(world) == (0, 1, 0) and calls == []
+
+
+SRUN = dict(SLURM_STEP_NUM_TASKS=4, SLURM_PROCID=2, SLURM_LOCALID=1, SLURM_NTASKS=4,
+            SLURM_STEP_NODELIST='gpu[07-08,11]')
+
+
+def test_srun(joined):
+    world, calls = joined(SRUN, port=4321)
+    assert place(world) == (2, 4, 1) and len(calls) == 1
+    assert (os.environ['MASTER_ADDR'], os.environ['MASTER_PORT']) == ('gpu07', '4321')
+
+
+def test_torchrun_inside_srun_is_torchrun(joined):
+    world, _ = joined(dict(SRUN, SLURM_STEP_NUM_TASKS=2, RANK=5, WORLD_SIZE=8, LOCAL_RANK=3))
+    assert place(world) == (5, 8, 3)
+
+
+def test_a_rendezvous_that_is_set_wins_over_slurms(joined):
+    joined(dict(SRUN, MASTER_ADDR='chosen', MASTER_PORT='7'), port=4321)
+    assert (os.environ['MASTER_ADDR'], os.environ['MASTER_PORT']) == ('chosen', '7')
+
+
+def test_python_in_a_batch_script_is_one_process(joined):
+    # sbatch -n 4 sets this for the script's shell, where nothing runs four times.
+    world, calls = joined(dict(SLURM_NTASKS=4, SLURM_PROCID=0, SLURM_LOCALID=0,
+                               SLURM_STEP_NUM_TASKS=1))
+    assert place(world) == (0, 1, 0) and calls == []
+
+
+@pytest.mark.parametrize('nodes, first', [
+    ('gpu7', 'gpu7'), ('gpu7,gpu9', 'gpu7'), ('gpu[07-09]', 'gpu07'), ('gpu[3,5-6]', 'gpu3'),
+    ('a-b-[10-12],c[1-2]', 'a-b-10'), ('host.example.org', 'host.example.org'),
+    ('a1,gpu[3-4]', 'a1'), ('gpu[3-4]-ib', 'gpu3-ib'), ('rack[1-2]node[3-4]', 'rack1node3'),
+    ('', '127.0.0.1'),
+])
+def test_first_host_of_a_list_without_scontrol(joined, nodes, first):
+    joined(dict(SRUN, SLURM_STEP_NODELIST=nodes))
+    assert os.environ['MASTER_ADDR'] == first
+
+
+def test_scontrol_is_asked_for_the_first_host(joined, tmp_path):
+    program = tmp_path / 'scontrol'
+    program.write_text('#!/bin/sh\n[ "$1 $2 $3" = "show hostnames odd[1-2]x" ] && echo '
+                       '"odd1x\nodd2x"\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    joined(dict(SRUN, SLURM_STEP_NODELIST='odd[1-2]x'))
+    assert os.environ['MASTER_ADDR'] == 'odd1x'
+
+
+def test_a_gpu_that_is_not_there_is_an_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(UserError, match='device = cuda.*cpu'):
+        distributed.start('cuda')
+
+
+def test_a_process_without_a_gpu_of_its_own_is_an_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    for name, value in dict(RANK=2, WORLD_SIZE=3, LOCAL_RANK=2).items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(UserError, match='process 2.*2'):
+        distributed.start('cuda')
+
+
+# ---- two processes
+
+PROGRAM = '''
+import json, os, sys
+import torch
+torch.set_num_threads(1)
+from dssn import checkpoint, config, distributed, engine
+folder, path = sys.argv[1], sys.argv[2]
+world = distributed.start('cpu')
+seen, real = [], engine.to
+def to(batch, device):
+    seen.append([part.index.tolist() for part in batch])
+    return real(batch, device)
+engine.to = to
+run = engine.Run(config.load(path), world)
+kinds = type(run.student).__name__, type(run.teacher).__name__
+before = world.sum(torch.tensor([float(world.rank + 1)])).item()
+run.fit()
+run.log.close()
+torch.save({'student': checkpoint.weights(distributed.unwrap(run.student)),
+            'teacher': checkpoint.weights(run.teacher)},
+           os.path.join(folder, 'rank%d.pth' % world.rank))
+with open(os.path.join(folder, 'rank%d.json' % world.rank), 'w') as file:
+    json.dump({'seen': seen, 'best': run.best, 'kinds': kinds, 'sum': before}, file)
+world.close()
+'''
+
+
+def launch(script, *arguments):
+    """Two processes of a script under this release's launcher."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    old = torch.__version__.startswith('1.8.')
+    launcher = ['torch.distributed.launch', '--use_env'] if old else ['torch.distributed.run']
+    env = {name: value for name, value in os.environ.items()
+           if name not in LAUNCHER_VARIABLES and not name.startswith('SLURM')}
+    env.update(PYTHONPATH=ROOT, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
+    done = subprocess.run(
+        [sys.executable, '-m'] + launcher + ['--nproc_per_node=2', '--master_addr=127.0.0.1',
+                                             '--master_port=%d' % port, str(script)]
+        + list(arguments), env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        universal_newlines=True, timeout=200)
+    assert done.returncode == 0, done.stdout
+
+
+def test_two_processes_train_and_evaluate_as_one(tiny_world, tmp_path):
+    world = tiny_world(n_labeled=5, n_unlabeled=9, n_val=3, epochs=1, cutmix_partner='other')
+    script = tmp_path / 'program.py'
+    script.write_text(PROGRAM)
+    launch(script, str(tmp_path), world.config_path)
+    ranks, networks = [], []
+    for rank in (0, 1):
+        with open(str(tmp_path / 'rank{}.json'.format(rank))) as file:
+            ranks.append(json.load(file))
+        networks.append(checkpoint.read_torch_file(str(tmp_path / 'rank{}.pth'.format(rank))))
+    assert ranks[0]['kinds'] == ['DistributedDataParallel', 'DeepLabV3Plus']
+    assert ranks[0]['sum'] == ranks[1]['sum'] == 3
+
+    # One set of weights; BN's statistics differ during the epoch and are shared at its end.
+    for name in ('student', 'teacher'):
+        for key, tensor in networks[0][name].items():
+            assert torch.equal(tensor, networks[1][name][key]), (name, key)
+
+    # An epoch is a pass over the 9 unlabeled images in steps of 2 x 2: one is left out.
+    steps = [rank['seen'] for rank in ranks]
+    assert [len(seen) for seen in steps] == [2, 2]
+    seen = {part: [i for rank in steps for step in rank for i in step[n]]
+            for n, part in enumerate(('labeled', 'unlabeled', 'partner'))}
+    assert len(seen['unlabeled']) == len(set(seen['unlabeled'])) == 8
+    assert set(seen['unlabeled']) <= set(range(9))
+    assert all(u != v for u, v in zip(seen['unlabeled'], seen['partner']))
+    assert len(seen['labeled']) == 8 and set(seen['labeled']) == set(range(5))
+
+    # Both ranks know the score, and it is the one that a single process finds.
+    assert ranks[0]['best'] == ranks[1]['best']
+    cfg = world.load()
+    for name, role in (('best.pth', 'student'), ('t_best.pth', 'teacher')):
+        content = checkpoint.read_torch_file(os.path.join(world.save_path, name))
+        model = build_model(cfg)
+        checkpoint.load_weights(model, content['model'], name)
+        alone = evaluate({role: model}, cfg, read_list(cfg.val_id_path), World())[role]
+        assert content['miou'] == pytest.approx(alone.miou, abs=1e-9) == ranks[0]['best'][role]
+    with open(os.path.join(world.save_path, 'metrics.jsonl')) as file:
+        assert len(file.readlines()) == 1

@@ -1,0 +1,440 @@
+"""The training run: repeatable, resumable, its records and files, and its edges."""
+import glob
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from dssn import checkpoint, config, engine
+from dssn.distributed import World
+from dssn.engine import Run
+from dssn.errors import UserError
+
+STEPS = 4  # of an epoch of the tiny world: 9 unlabeled images in batches of 2
+
+
+def train(cfg):
+    run = Run(cfg, World())
+    run.fit()
+    run.log.close()
+    return run
+
+
+def read(folder, name='latest.pth'):
+    return checkpoint.read_torch_file(os.path.join(folder, name))
+
+
+def metrics(folder):
+    with open(os.path.join(folder, 'metrics.jsonl')) as file:
+        return [json.loads(line) for line in file]
+
+
+def without_clock(lines):
+    return [{key: value for key, value in line.items()
+             if not key.startswith(('seconds', 'peak_memory'))} for line in lines]
+
+
+def assert_equal(a, b, place=''):
+    """Bit-identical, through containers."""
+    assert type(a) is type(b), place
+    if torch.is_tensor(a):
+        assert torch.equal(a, b), place
+    elif isinstance(a, dict):
+        assert list(a) == list(b), place
+        for key in a:
+            assert_equal(a[key], b[key], '{}.{}'.format(place, key))
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), place
+        for i, (x, y) in enumerate(zip(a, b)):
+            assert_equal(x, y, '{}.{}'.format(place, i))
+    else:
+        assert a == b, place
+
+
+def assert_same_run(a, b):
+    for key in ('model', 'teacher', 'optimizer', 'best', 'epoch', 'step', 'miou'):
+        assert_equal(read(a).get(key), read(b).get(key), key)
+    assert without_clock(metrics(a)) == without_clock(metrics(b))
+
+
+def stop_after(monkeypatch, steps):
+    """Makes the optimizer raise in the step after `steps`, as a killed run stops."""
+    real, done = torch.optim.SGD.step, []
+
+    def step(self, *args, **kwargs):
+        if len(done) == steps:
+            raise KeyboardInterrupt
+        done.append(1)
+        return real(self, *args, **kwargs)
+    monkeypatch.setattr(torch.optim.SGD, 'step', step)
+
+
+def interrupted(cfg, steps):
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, steps)
+        with pytest.raises(KeyboardInterrupt):
+            train(cfg)
+
+
+def scalars(folder):
+    """{tag: [(step, value), ...]} as TensorBoard shows the run."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(folder, size_guidance={'scalars': 0})
+    events.Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)]
+            for tag in events.Tags()['scalars']}
+
+
+# ---- repeatable
+
+def test_one_seed_gives_one_result_on_any_number_of_workers(tiny_world):
+    world = tiny_world(cutmix_partner='other', num_aug=3)
+    folders = []
+    for name, workers in (('a', 0), ('b', 0), ('c', 2)):
+        folders.append(world.save_path + name)
+        torch.manual_seed(len(name) * workers)  # what ran before must not matter
+        np.random.seed(workers)
+        train(world.load(save_path=folders[-1], workers=workers))
+    assert_same_run(folders[0], folders[1])
+    assert_same_run(folders[0], folders[2])
+    other = world.save_path + 'd'
+    train(world.load(save_path=other, seed=1))
+    assert not torch.equal(read(other)['model']['classifier.weight'],
+                           read(folders[0])['model']['classifier.weight'])
+
+
+# ---- resuming
+
+@pytest.mark.parametrize('method', ['DSSN', 'supervised'])
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(tiny_world, method):
+    # 9 labeled images: the supervised method has as many steps.
+    world = tiny_world(n_labeled=9, method=method, log_every=2)
+    whole, stopped = world.save_path + 'whole', world.save_path + 'stopped'
+    train(world.load(save_path=whole))
+    interrupted(world.load(save_path=stopped), STEPS + 2)
+    assert read(stopped)['epoch'] == 1
+    train(world.load(save_path=stopped))
+    assert_same_run(whole, stopped)
+    assert scalars(stopped)['eval/student/mIoU'] == scalars(whole)['eval/student/mIoU']
+    assert [step for step, _ in scalars(stopped)['train/loss']] == [2, 4, 6, 8]
+
+
+def test_a_run_stopped_in_its_first_epoch_starts_again(tiny_world):
+    world = tiny_world(epochs=1)
+    whole, stopped = world.save_path + 'whole', world.save_path + 'stopped'
+    train(world.load(save_path=whole))
+    interrupted(world.load(save_path=stopped), 2)
+    train(world.load(save_path=stopped))
+    assert_same_run(whole, stopped)
+
+
+@pytest.mark.parametrize('place', ['before latest.pth', 'after latest.pth'])
+def test_a_run_stopped_between_its_files_goes_on_with_all_of_them(tiny_world, place):
+    world = tiny_world()
+    whole, stopped = world.save_path + 'whole', world.save_path + 'stopped'
+    train(world.load(save_path=whole))
+    real = checkpoint.save
+
+    def save(path, content):
+        is_latest = path.endswith('latest.pth')
+        if is_latest and place == 'before latest.pth':
+            raise KeyboardInterrupt
+        real(path, content)
+        if is_latest:
+            raise KeyboardInterrupt
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, 'save', save)
+        with pytest.raises(KeyboardInterrupt):
+            train(world.load(save_path=stopped))
+    train(world.load(save_path=stopped))
+    assert_same_run(whole, stopped)
+    for name in ('best.pth', 't_best.pth'):
+        assert_equal(read(whole, name)['model'], read(stopped, name)['model'])
+
+
+def test_a_finished_run_trains_nothing(tiny_world, capsys):
+    world = tiny_world(epochs=1)
+    train(world.load())
+    before = {name: os.stat(os.path.join(world.save_path, name)).st_mtime_ns
+              for name in os.listdir(world.save_path)}
+    capsys.readouterr()
+    train(world.load())
+    assert 'already trained' in capsys.readouterr().out
+    assert before == {name: os.stat(os.path.join(world.save_path, name)).st_mtime_ns
+                      for name in os.listdir(world.save_path)}
+
+
+@pytest.mark.parametrize('changes', [dict(lr=0.5), dict(epochs=3, batch_size=1),
+                                     dict(method='supervised'), dict(decoder_channels=16),
+                                     dict(selection='none')], ids=str)
+def test_changed_settings_are_refused_by_name(tiny_world, changes):
+    world = tiny_world(epochs=1)
+    train(world.load())
+    with pytest.raises(UserError, match='latest.pth') as caught:
+        Run(world.load(**changes), World())
+    for name, value in changes.items():
+        assert name in str(caught.value) and str(value) in str(caught.value)
+
+
+def test_another_number_of_processes_is_refused(tiny_world):
+    world = tiny_world(epochs=1)
+    train(world.load())
+    # Not a real group: a refusal needs none.
+    with pytest.raises(UserError, match='processes was 1, is 2'):
+        parts = World(0, 0, 2)
+        parts.prepare_student = lambda model: model
+        Run(world.load(), parts)
+
+
+def test_settings_that_change_no_number_may_change(tiny_world):
+    world = tiny_world()
+    interrupted(world.load(), STEPS + 1)
+    train(world.load(workers=1, log_every=1))
+    assert read(world.save_path)['epoch'] == 2
+
+
+@pytest.mark.parametrize('content', [{'model': {}}, [], {'optimizer': {}, 'world': 1}], ids=str)
+def test_a_foreign_latest_file_is_refused(tiny_world, content):
+    world = tiny_world()
+    os.makedirs(world.save_path)
+    torch.save(content, os.path.join(world.save_path, 'latest.pth'))
+    with pytest.raises(UserError, match='latest.pth.*--save-path'):
+        Run(world.load(), World())
+
+
+# ---- records
+
+def test_records_of_a_run(tiny_world):
+    world = tiny_world(log_every=2)
+    cfg = world.load()
+    run = train(cfg)
+    lines = metrics(world.save_path)
+    assert [(line['kind'], line['epoch'], line['iteration']) for line in lines] == [
+        ('evaluation', 1, STEPS), ('evaluation', 2, 2 * STEPS)]
+    for line in lines:
+        for role in ('student', 'teacher'):
+            iou = line[role + '_iou']
+            assert list(iou) == config.names_of_classes(cfg)
+            assert line[role] == pytest.approx(np.mean([v for v in iou.values() if v is not None]))
+        assert line['seconds'] > 0
+        assert [value > 10 for key, value in line.items() if 'peak_memory' in key] == [True]
+    assert lines[1]['seconds'] > lines[0]['seconds']
+    # The rate lags by a step: step t uses (1 - (t-1)/T)^0.9.
+    for line in lines:
+        step = line['iteration'] - 1
+        assert line['lr'] == pytest.approx(cfg.lr * (1 - (step - 1) / (2 * STEPS)) ** 0.9)
+    shown = scalars(world.save_path)
+    for role in ('student', 'teacher'):
+        assert shown['eval/{}/mIoU'.format(role)] == [
+            (line['iteration'], pytest.approx(line[role], rel=1e-5)) for line in lines]
+    assert [step for step, _ in shown['train/loss']] == [2, 4, 6, 8]
+    for term in ('supervised', 'feature1', 'feature2', 'image1', 'image2', 'contrast_image',
+                 'contrast_feature', 'lr'):
+        assert all(math.isfinite(value) for _, value in shown['train/' + term])
+    with open(os.path.join(world.save_path, 'config.yaml')) as file:
+        assert yaml.safe_load(file) == config.to_dict(cfg)
+    assert config.load(os.path.join(world.save_path, 'config.yaml')) == cfg
+    text = open(os.path.join(world.save_path, 'train.log')).read()
+    assert 'mIoU' in text and 'step 8/8' in text
+    assert len(glob.glob(os.path.join(world.save_path, 'events*'))) == 1
+    assert run.best == {role: max(line[role] for line in lines) for role in ('student', 'teacher')}
+
+
+def test_files_of_a_run_are_plain_and_complete(tiny_world):
+    world = tiny_world()
+    cfg = world.load()
+    run = train(cfg)
+    lines = metrics(world.save_path)
+    for name, role in (('best.pth', 'student'), ('t_best.pth', 'teacher')):
+        path = os.path.join(world.save_path, name)
+        content = read(world.save_path, name)
+        assert content['weights'] == role
+        assert content['miou'] == max(line[role] for line in lines)
+        assert type(content['miou']) is float
+        assert config.from_dict(content['config'], path) == cfg
+        assert content['classes'] == ['class 0', 'class 1', 'class 2']
+        best = [line['epoch'] for line in lines if line[role] == content['miou']][0]
+        assert (content['epoch'], content['step']) == (best, best * STEPS)
+        assert not any(key.startswith('module.') for key in content['model'])
+        if best == cfg.epochs:
+            assert_equal(content['model'], checkpoint.weights(run.networks()[role]))
+    latest = read(world.save_path)
+    assert {'model', 'teacher', 'optimizer', 'epoch', 'step', 'config', 'best'} <= set(latest)
+    assert_equal(latest['model'], checkpoint.weights(run.networks()['student']))
+    assert_equal(latest['teacher'], checkpoint.weights(run.networks()['teacher']))
+
+
+@pytest.mark.skipif(int(torch.__version__.split('.')[0]) < 2, reason='has no weights_only')
+@pytest.mark.parametrize('name', ['best.pth', 't_best.pth', 'latest.pth'])
+def test_files_load_with_weights_only(tiny_world, name):
+    world = tiny_world(epochs=1)
+    train(world.load())
+    content = torch.load(os.path.join(world.save_path, name), weights_only=True)
+    assert content['epoch'] == 1
+
+
+def test_eval_every_leaves_out_evaluations_but_not_the_last(tiny_world):
+    world = tiny_world(epochs=3, eval_every=2, n_unlabeled=2, n_val=1)
+    train(world.load())
+    assert [line['epoch'] for line in metrics(world.save_path)] == [2, 3]
+
+
+# ---- methods
+
+def test_the_first_step_copies_the_student_and_later_ones_average(tiny_world, monkeypatch):
+    from dssn import ema
+    world = tiny_world(epochs=1, teacher_bn='running', beta=0.9, log_every=1)
+    seen, real = [], ema.update
+
+    def update(teacher, student, keep_rate):
+        before = {name: t.clone() for name, t in teacher.state_dict().items()}
+        real(teacher, student, keep_rate)
+        seen.append((before, {n: t.clone() for n, t in student.state_dict().items()},
+                     {n: t.clone() for n, t in teacher.state_dict().items()}))
+    monkeypatch.setattr(ema, 'update', update)
+    train(world.load())
+    assert len(seen) == STEPS
+    assert_equal(dict(seen[0][2]), dict(seen[0][1]))
+    for before, student, after in seen[1:]:
+        for name in before:
+            if before[name].is_floating_point():
+                expected = 0.9 * before[name] + (1 - 0.9) * student[name]
+                assert torch.allclose(after[name], expected, atol=1e-6), name
+            else:
+                assert torch.equal(after[name], student[name]), name
+    # Running statistics move too: the student's two passes a step are counted.
+    counts = [name for name in seen[-1][1] if name.endswith('num_batches_tracked')]
+    assert int(seen[-1][1][counts[0]]) == 2 * STEPS
+    # No pseudo-labels of the strong views in the first step.
+    assert [step for step, _ in scalars(world.save_path)['train/image1']] == [2, 3, 4]
+
+
+def test_warm_up_by_epochs_keeps_the_teacher_a_copy(tiny_world):
+    world = tiny_world(warm_up_epochs=2)
+    run = train(world.load())
+    student, teacher = [dict(network.state_dict()) for network in run.networks().values()]
+    assert_equal(student, teacher)
+    assert 'train/image1' not in scalars(world.save_path)
+
+
+def test_the_teacher_has_no_gradient_and_the_student_moves(tiny_world):
+    run = Run(tiny_world(epochs=1).load(), World())
+    before = [p.clone() for p in run.student.parameters()]
+    run.fit()
+    run.log.close()
+    assert all(p.grad is None and not p.requires_grad for p in run.teacher.parameters())
+    assert all(not torch.equal(a, b) for a, b in zip(before, run.student.parameters()))
+
+
+def test_a_supervised_run_has_no_teacher_and_needs_no_unlabeled_list(tiny_world):
+    world = tiny_world(n_labeled=7, method='supervised')
+    run = train(world.load(unlabeled_id_path=''))
+    assert list(run.networks()) == ['student']
+    lines = metrics(world.save_path)
+    assert [line['iteration'] for line in lines] == [3, 6]  # 7 labeled images in batches of 2
+    assert [(line['teacher'], line['teacher_iou']) for line in lines] == [(None, None)] * 2
+    assert not os.path.exists(os.path.join(world.save_path, 't_best.pth'))
+    assert 'teacher' not in read(world.save_path)
+
+
+def test_training_starts_from_a_checkpoint_of_another_class_count(tiny_world, capsys):
+    source = tiny_world(epochs=1, method='supervised')
+    train(source.load())
+    path = os.path.join(source.save_path, 'best.pth')
+    world = tiny_world(nclass=4, init_from=path)
+    capsys.readouterr()
+    run = Run(world.load(), World())
+    run.log.close()
+    theirs, ours = read(source.save_path, 'best.pth')['model'], run.student.state_dict()
+    assert ours['classifier.weight'].shape[0] == 4
+    for name in ours:
+        if not name.startswith('classifier.'):
+            assert torch.equal(ours[name], theirs[name]), name
+            assert torch.equal(run.teacher.state_dict()[name], theirs[name]), name
+    out = capsys.readouterr().out
+    assert path in out and 'classifier.weight' in out
+
+
+# ---- edges
+
+@pytest.mark.parametrize('criterion', ['CELoss', 'OHEM'])
+@pytest.mark.parametrize('method', ['DSSN', 'supervised'])
+def test_labels_without_a_valid_pixel_train_on_unharmed(tiny_world, method, criterion):
+    world = tiny_world(epochs=1, method=method, log_every=1, criterion={'name': criterion})
+    folder = os.path.join(world.root, 'masks')
+    for name in os.listdir(folder):
+        mask = Image.open(os.path.join(folder, name))
+        if 'val' not in name:
+            Image.new('L', mask.size, 255).save(os.path.join(folder, name))
+    run = train(world.load())
+    assert all(value == 0 for _, value in scalars(world.save_path)['train/supervised'])
+    assert all(bool(torch.isfinite(p).all()) for p in run.student.parameters())
+
+
+@pytest.mark.parametrize('partner', ['same', 'other'])
+def test_batch_of_one(tiny_world, partner):
+    world = tiny_world(n_unlabeled=3, batch_size=1, cutmix_partner=partner)
+    run = train(world.load())
+    assert [line['iteration'] for line in metrics(world.save_path)] == [3, 6]
+    assert all(bool(torch.isfinite(t).all()) for t in run.student.state_dict().values())
+
+
+def test_one_image_of_each_kind(tiny_world):
+    world = tiny_world(n_labeled=1, n_unlabeled=1, n_val=1, batch_size=1, epochs=1,
+                       cutmix_partner='other')
+    train(world.load())
+    assert read(world.save_path)['step'] == 1
+
+
+def poison(monkeypatch, at):
+    """From call `at` on (from 1), DSSN's contrastive loss is not a number."""
+    from dssn.methods import dssn
+    real, calls = dssn.pixel_contrast, []
+
+    def pixel_contrast(a, b):
+        calls.append(1)
+        loss = real(a, b)
+        # The image level is asked first in a step, then the feature level.
+        return loss * float('nan') if len(calls) % 2 and len(calls) // 2 + 1 >= at else loss
+    monkeypatch.setattr(dssn, 'pixel_contrast', pixel_contrast)
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_name_and_step(tiny_world, monkeypatch):
+    world = tiny_world(log_every=1)
+    poison(monkeypatch, 3)
+    with pytest.raises(UserError, match=r'non-finite.*\b3\b.*contrast_image'):
+        train(world.load())
+
+
+def test_no_checkpoint_holds_weights_that_are_not_finite(tiny_world, monkeypatch):
+    # Fewer steps an epoch than between lines of the log: the check must not come after the save.
+    world = tiny_world(log_every=50)
+    poison(monkeypatch, STEPS + 2)
+    with pytest.raises(UserError, match='non-finite'):
+        train(world.load())
+    assert read(world.save_path)['epoch'] == 1
+
+
+def test_the_term_that_went_first_is_named(tiny_world, monkeypatch):
+    # A step later every term is not finite, for the weights are not.
+    world = tiny_world(log_every=50, epochs=1)
+    poison(monkeypatch, 2)
+    with pytest.raises(UserError, match='non-finite.*contrast_image'):
+        train(world.load())
+
+
+def test_a_step_draws_by_its_place_alone():
+    drawn = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        engine.seed_step(5, 7, 0)
+        drawn.append(torch.rand(4))
+    assert torch.equal(*drawn)
+    for other in ((6, 7, 0), (5, 8, 0), (5, 7, 1)):
+        engine.seed_step(*other)
+        assert not torch.equal(torch.rand(4), drawn[0])

@@ -1,0 +1,188 @@
+"""train.py and eval.py: flags, the dry run, and evaluation of our own and of public checkpoints."""
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+
+import eval as eval_script
+import train as train_script
+from dssn import checkpoint, config
+from dssn.data.lists import read_list
+from dssn.distributed import World
+from dssn.errors import UserError
+from dssn.evaluation import evaluate
+from dssn.models import build_model
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch):
+    """No launcher around the tests is taken for theirs."""
+    for name in list(os.environ):
+        if name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK') or name.startswith('SLURM'):
+            monkeypatch.delenv(name)
+
+
+def shipped(name):
+    return os.path.join(ROOT, 'configs', name + '.yaml')
+
+
+# ---- train.py
+
+@pytest.mark.parametrize('name, size', [('pascal', '59.5M'), ('shapes', 'resnet18')])
+def test_dry_run_needs_no_data_and_leaves_nothing(tmp_path, monkeypatch, capsys, name, size):
+    monkeypatch.chdir(str(tmp_path))  # no lists, data or weights here
+    train_script.main(['--config', shipped(name), '--dry-run', '--labeled-id-path', 'no/list.txt'])
+    out = capsys.readouterr().out
+    resolved, network = out.rsplit('network:', 1)
+    assert size in network and 'parameters' in network
+    path = tmp_path / 'printed.yaml'
+    path.write_text(resolved)
+    expected = config.load(shipped(name), {'labeled_id_path': 'no/list.txt'})
+    assert config.load(str(path)) == expected
+    assert os.listdir(str(tmp_path)) == ['printed.yaml']
+
+
+def test_flags_reach_the_config(capsys):
+    train_script.main(['--config', shipped('shapes'), '--dry-run', '--method', 'supervised',
+                       '--labeled-id-path', 'l.txt', '--unlabeled-id-path', 'u.txt', '--save-path',
+                       'exp/x', '--port', '1', '--set', 'lr=1e-3', 'epochs=3', '--set', 'seed=4'])
+    out = capsys.readouterr().out.splitlines()
+    for line in ('method: supervised', 'labeled_id_path: l.txt', 'unlabeled_id_path: u.txt',
+                 'save_path: exp/x', 'lr: 0.001', 'epochs: 3', 'seed: 4'):
+        assert line in out
+
+
+@pytest.mark.parametrize('flag', [['--local_rank=0'], ['--local-rank=0'], ['--local-rank', '0'],
+                                  ['--local_rank', '0']], ids=' '.join)
+def test_the_launchers_flag_is_understood(flag, capsys):
+    train_script.main(flag + ['--config', shipped('shapes'), '--dry-run'])
+    assert 'network:' in capsys.readouterr().out
+    with pytest.raises(UserError, match='no/such.pth'):
+        eval_script.main(flag + ['--checkpoint', 'no/such.pth'])
+
+
+@pytest.mark.parametrize('method, shown', [('DSSN', True), ('supervised', False)])
+def test_help_keys(capsys, method, shown):
+    train_script.main(['--config', shipped('shapes'), '--help-keys', '--method', method])
+    out = capsys.readouterr().out
+    assert 'crop_size' in out and ('conf_thresh' in out) == shown
+
+
+def test_the_same_command_trains_and_then_has_nothing_to_do(tiny_world, capsys):
+    world = tiny_world(epochs=1, n_unlabeled=4)
+    for expected in ('finished', 'already trained'):
+        train_script.main(['--config', world.config_path, '--local_rank=0'])
+        assert expected in capsys.readouterr().out
+
+
+# ---- eval.py
+
+@pytest.fixture
+def networks(tiny_world, tmp_path):
+    """(world, config, student, teacher): two untrained networks that predict different things."""
+    world = tiny_world()
+    cfg = world.load()
+    models = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = build_model(cfg).eval()
+        model.classifier.weight.data.mul_(30)
+        models.append(model)
+    return (world, cfg) + tuple(models)
+
+
+def public_state(model):
+    return {'module.' + name: tensor for name, tensor in model.state_dict().items()}
+
+
+def expected(model, cfg, **kwargs):
+    return evaluate({'x': model}, cfg, read_list(cfg.val_id_path), World(), **kwargs)['x']
+
+
+def run_eval(tmp_path, *arguments):
+    path = str(tmp_path / 'scores.json')
+    eval_script.main(list(arguments) + ['--json', path])
+    with open(path) as file:
+        return json.load(file)
+
+
+@pytest.mark.parametrize('weights', [None, 'student', 'teacher'])
+@pytest.mark.parametrize('legacy', [False, True], ids=['zip', 'legacy'])
+def test_public_checkpoints_are_evaluated(networks, tmp_path, capsys, weights, legacy):
+    world, cfg, student, teacher = networks
+    path = str(tmp_path / 'published.pth')
+    torch.save({'model': public_state(student), 'model_ema': public_state(teacher), 'epoch': 79,
+                'optimizer': {'state': {}}, 'previous_best': np.float64(78.5)}, path,
+               _use_new_zipfile_serialization=not legacy)
+    got = run_eval(tmp_path, '--checkpoint', path, '--config', world.config_path,
+                   *(['--weights', weights] if weights else []))
+    score = expected(teacher if weights == 'teacher' else student, cfg)
+    assert got['miou'] == pytest.approx(score.miou) and got['weights'] == (weights or 'student')
+    assert expected(teacher, cfg).miou != expected(student, cfg).miou
+    assert '{:.2f}'.format(score.miou) in capsys.readouterr().out
+
+
+def test_a_public_checkpoint_with_one_network(networks, tmp_path):
+    world, cfg, student, _ = networks
+    path = str(tmp_path / 'published.pth')
+    torch.save({'model': public_state(student), 'miou': np.float64(78.5)}, path)
+    for weights in ('student', 'teacher'):
+        got = run_eval(tmp_path, '--checkpoint', path, '--config', world.config_path, '--weights',
+                       weights)
+        assert got['miou'] == pytest.approx(expected(student, cfg).miou)
+
+
+def test_json_and_pictures_of_our_own_checkpoint(networks, tmp_path):
+    world, cfg, student, _ = networks
+    path, folder = str(tmp_path / 'best.pth'), str(tmp_path / 'pictures')
+    torch.save({'model': checkpoint.weights(student), 'weights': 'student',
+                'config': config.to_dict(cfg)}, path)
+    got = run_eval(tmp_path, '--checkpoint', path, '--save-dir', folder)
+    score = expected(student, cfg)
+    assert set(got) == {'checkpoint', 'weights', 'id_path', 'protocol', 'absent', 'images', 'miou',
+                        'pixel_accuracy', 'absent_classes', 'classes'}
+    assert (got['checkpoint'], got['id_path'], got['images']) == (path, cfg.val_id_path, 3)
+    assert (got['protocol'], got['absent'], got['weights']) == ('original', 'skip', 'student')
+    assert (got['miou'], got['pixel_accuracy']) == (score.miou, score.pixel_accuracy)
+    assert [c['name'] for c in got['classes']] == ['class 0', 'class 1', 'class 2']
+    assert [c['iou'] for c in got['classes']] == score.iou
+    assert [c['accuracy'] for c in got['classes']] == score.accuracy
+    stems = [os.path.splitext(os.path.basename(s.image))[0] for s in read_list(cfg.val_id_path)]
+    assert sorted(os.listdir(folder)) == ['{:05d}_{}.png'.format(*p) for p in enumerate(stems)]
+
+
+def test_eval_follows_its_flags(networks, tmp_path):
+    world, cfg, student, _ = networks
+    path = str(tmp_path / 'best.pth')
+    torch.save({'model': checkpoint.weights(student), 'config': config.to_dict(cfg)}, path)
+    got = run_eval(tmp_path, '--checkpoint', path, '--id-path', world.labeled, '--set',
+                   'protocol=sliding_window', 'crop_size=24', '--absent', 'zero')
+    changed = world.load(val_id_path=world.labeled, protocol='sliding_window', crop_size=24)
+    assert (got['images'], got['absent'], got['protocol']) == (5, 'zero', 'sliding_window')
+    assert got['miou'] == pytest.approx(expected(student, changed, absent='zero').miou)
+
+
+def test_the_others_weights_are_refused(networks, tmp_path):
+    world, cfg, student, _ = networks
+    path = str(tmp_path / 'best.pth')
+    torch.save({'model': checkpoint.weights(student), 'weights': 'student',
+                'config': config.to_dict(cfg)}, path)
+    with pytest.raises(UserError, match='best.pth.*student.*teacher'):
+        eval_script.main(['--checkpoint', path, '--weights', 'teacher'])
+
+
+def test_a_trained_runs_files_give_the_scores_of_its_log(tiny_world, tmp_path):
+    world = tiny_world(epochs=1)
+    train_script.main(['--config', world.config_path])
+    with open(os.path.join(world.save_path, 'metrics.jsonl')) as file:
+        line, = [json.loads(text) for text in file]
+    for name, role in (('best.pth', 'student'), ('t_best.pth', 'teacher')):
+        got = run_eval(tmp_path, '--checkpoint', os.path.join(world.save_path, name))
+        assert (got['weights'], got['miou']) == (role, line[role])
+    latest = os.path.join(world.save_path, 'latest.pth')
+    for role in ('student', 'teacher'):
+        assert run_eval(tmp_path, '--checkpoint', latest, '--weights', role)['miou'] == line[role]

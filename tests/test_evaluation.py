@@ -1,0 +1,251 @@
+"""Evaluation: hand-counted matrices, mIoU, sliding windows pixel by pixel, modes, ranks."""
+import os
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+from PIL import Image
+
+from dssn import evaluation
+from dssn.data.lists import read_list
+from dssn.distributed import World
+from dssn.evaluation import confusion_matrix, evaluate, scores
+
+
+class Painter(nn.Module):
+    """Logits that depend on the pixel, its neighbours, its place and the whole input."""
+
+    def __init__(self, nclass=3, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv = nn.Conv2d(3, nclass, 3, padding=1)
+        self.norm = nn.BatchNorm2d(nclass)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        place = torch.linspace(0, 1, x.shape[2])[:, None] + torch.linspace(0, 2, x.shape[3])
+        return self.norm(self.conv(x)) + place + x.mean((2, 3), keepdim=True)
+
+
+# ---- counting and scoring
+
+def test_confusion_matrix_counted_by_hand():
+    label = torch.tensor([[0, 0, 1, 255], [1, 3, 255, 0]])
+    prediction = torch.tensor([[0, 1, 1, 2], [0, 1, 3, 0]])
+    assert confusion_matrix(label, prediction, 4).tolist() == [
+        [2, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
+
+
+def test_a_label_that_is_all_ignored_counts_nothing():
+    matrix = confusion_matrix(torch.full((3, 3), 255), torch.zeros(3, 3).long(), 4)
+    assert matrix.tolist() == [[0] * 4] * 4
+
+
+# Truth: class 0 4 pixels, class 1 3, class 2 one pixel, class 3 none; class 3 is predicted once,
+# class 4 occurs nowhere.
+MATRIX = torch.tensor([[3, 1, 0, 0, 0], [0, 2, 0, 1, 0], [0, 0, 1, 0, 0], [0] * 5, [0] * 5])
+
+
+def test_scores_computed_by_hand():
+    score = scores(MATRIX, images=7)
+    assert score.iou == pytest.approx([75, 50, 100, 0, None])
+    assert score.accuracy == pytest.approx([75, 200 / 3, 100, None, None])
+    assert score.miou == pytest.approx((75 + 50 + 100 + 0) / 4)
+    assert score.pixel_accuracy == pytest.approx(75)
+    assert (score.absent, score.images) == (1, 7)
+
+
+def test_published_means_count_an_absent_class_as_zero():
+    score = scores(MATRIX, absent='zero')
+    assert score.miou == pytest.approx((75 + 50 + 100) / 5)
+    assert score.iou[4] is None and score.absent == 1
+
+
+def test_a_one_pixel_class_that_is_missed_counts():
+    assert scores(torch.tensor([[9, 0], [1, 0]])).iou == pytest.approx([90, 0])
+
+
+def test_scores_of_no_pixel_are_finite():
+    score = scores(torch.zeros(3, 3).long())
+    assert (score.miou, score.pixel_accuracy, score.absent) == (0, 0, 3)
+
+
+def test_counts_beyond_float32_are_exact():
+    n = 2 ** 40  # all of Cityscapes has 10^9 pixels; float32 loses single ones beyond 2^24
+    assert scores(torch.tensor([[n, 1], [0, n]])).accuracy[0] == pytest.approx(
+        100 * n / (n + 1), rel=1e-14)
+
+
+# ---- sliding window
+
+def slow_windows(model, images, window):
+    """Each pixel's summed probabilities: window by window as the specification words it."""
+    stride = int(2 / 3 * window) or 1
+    height, width = images.shape[2:]
+    total = np.zeros((len(images), 3, height, width))
+    for top in range(height):
+        for left in range(width):
+            if top % stride or left % stride:
+                continue
+            bottom, right = min(top + window, height), min(left + window, width)
+            logits = model(images[:, :, top:bottom, left:right]).detach().double().numpy()
+            weight = np.exp(logits - logits.max(1, keepdims=True))
+            total[:, :, top:bottom, left:right] += weight / weight.sum(1, keepdims=True)
+    return total
+
+
+@pytest.mark.parametrize('height, width, window, windows', [
+    (20, 15, 9, 12),   # stride 6: rows 0 6 12 18 (12 already reaches the border), columns 0 6 12
+    (13, 7, 9, 6),     # the last window of a row is one pixel thin
+    (5, 4, 9, 1),      # smaller than the window
+    (9, 9, 9, 4),      # exactly one window, and still a second that starts below the side
+    (17, 23, 8, 20),   # stride int(16/3) = 5
+    (3, 4, 1, 12),     # stride not below 1
+])
+def test_sliding_window_against_the_slow_one(height, width, window, windows):
+    model = Painter().eval()
+    images = torch.randn(2, 3, height, width)
+    with torch.no_grad():
+        got = evaluation.predict_windows(model, images, window)
+    assert model.calls == windows
+    np.testing.assert_allclose(got.numpy(), slow_windows(model, images, window), atol=1e-5)
+
+
+def test_protocols_choose_the_predictor():
+    model, images = Painter().eval(), torch.randn(1, 3, 12, 12)
+    with torch.no_grad():
+        whole = evaluation.predictor('original', 9)(model, images)
+        windows = evaluation.predictor('sliding_window', 9)(model, images)
+        assert torch.equal(whole, model(images))
+    np.testing.assert_allclose(windows.numpy(), slow_windows(model, images, 9), atol=1e-5)
+
+
+# ---- whole evaluations
+
+def slow_matrix(model, cfg, samples):
+    """Confusion matrix of whole images, opened by Pillow and counted pixel by pixel."""
+    matrix = np.zeros((cfg.nclass, cfg.nclass), int)
+    for sample in samples:
+        image = np.array(Image.open(os.path.join(cfg.data_root, sample.image)).convert('RGB'))
+        mask = np.array(Image.open(os.path.join(cfg.data_root, sample.mask)))
+        x = (image / 255.0 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+        x = torch.from_numpy(x.transpose(2, 0, 1)[None]).float()
+        with torch.no_grad():
+            found = model(x).argmax(1)[0].numpy()
+        for truth, guess in zip(mask.ravel(), found.ravel()):
+            if truth != 255:
+                matrix[truth, guess] += 1
+    return torch.from_numpy(matrix)
+
+
+def ignore_a_corner(cfg, samples):
+    for sample in samples:
+        path = os.path.join(cfg.data_root, sample.mask)
+        mask = np.array(Image.open(path))
+        mask[:7, :9] = 255
+        Image.fromarray(mask).save(path)
+
+
+def test_two_networks_in_one_pass_against_the_slow_count(tiny_world):
+    cfg = tiny_world().load()
+    samples = read_list(cfg.val_id_path)
+    ignore_a_corner(cfg, samples)
+    networks = {'student': Painter(seed=0).eval(), 'teacher': Painter(seed=1).eval()}
+    seen = []
+    result = evaluate(networks, cfg, samples, World(), lambda *args: seen.append(args))
+    assert [network.calls for network in networks.values()] == [len(samples)] * 2
+    for name, network in networks.items():
+        assert result[name] == scores(slow_matrix(network, cfg, samples), len(samples))
+    assert result['student'] != result['teacher']
+    assert [position for position, *_ in seen] == list(range(len(samples)))
+    for _, image, label, predictions in seen:
+        assert image.dtype == torch.uint8 and image.shape[1:] == label.shape
+        assert {name: p.shape for name, p in predictions.items()} == {
+            name: label.shape for name in networks}
+
+
+def test_absent_is_passed_on(tiny_world):
+    cfg = tiny_world().load(nclass=5)
+    samples = read_list(cfg.val_id_path)
+    model = Painter().eval()
+    skip = evaluate({'s': model}, cfg, samples, World())['s']
+    zero = evaluate({'s': model}, cfg, samples, World(), absent='zero')['s']
+    assert skip.absent == 2 and zero.miou == pytest.approx(skip.miou * 3 / 5)
+
+
+def test_the_protocol_of_the_config_is_used(tiny_world):
+    cfg = tiny_world().load(protocol='sliding_window', crop_size=18)
+    model = Painter()
+    evaluate({'s': model}, cfg, read_list(cfg.val_id_path), World())
+    assert model.calls == 3 * 4 * 3  # 40 x 30 by windows of 18, stride 12
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_modes_are_restored(tiny_world, fails):
+    cfg = tiny_world().load()
+    networks = {'student': Painter().train(), 'teacher': Painter().eval()}
+    statistics = networks['student'].norm.running_mean.clone()
+
+    def watch(*_):
+        assert not any(module.training for n in networks.values() for module in n.modules())
+        if fails:
+            raise KeyboardInterrupt
+    try:
+        evaluate(networks, cfg, read_list(cfg.val_id_path), World(), watch)
+        assert not fails
+    except KeyboardInterrupt:
+        assert fails
+    assert all(module.training for module in networks['student'].modules())
+    assert not any(module.training for module in networks['teacher'].modules())
+    assert torch.equal(networks['student'].norm.running_mean, statistics)
+
+
+def test_no_gradient_is_recorded(tiny_world):
+    cfg = tiny_world().load()
+
+    class Checked(Painter):
+        def forward(self, x):
+            assert not torch.is_grad_enabled()
+            return super().forward(x)
+    evaluate({'student': Checked()}, cfg, read_list(cfg.val_id_path), World())
+    assert torch.is_grad_enabled()
+
+
+class Part(World):
+    """One of several ranks; keeps what it would add to the others' counts."""
+
+    def __init__(self, rank, size):
+        super().__init__(rank, rank, size)
+        self.given = []
+
+    def sum(self, tensor):
+        self.given.append(tensor.clone())
+        return tensor
+
+
+@pytest.mark.parametrize('size', [1, 2, 3, 5])
+def test_every_image_is_counted_once_on_any_number_of_ranks(tiny_world, size):
+    cfg = tiny_world(n_val=4).load()
+    samples = read_list(cfg.val_id_path)
+    model, positions, total = Painter().eval(), [], 0
+    for rank in range(size):
+        world = Part(rank, size)
+        evaluate({'s': model}, cfg, samples, world, lambda position, *_: positions.append(position))
+        matrix, = world.given  # counts are exchanged once, not image by image
+        assert not matrix.is_floating_point()
+        total = total + matrix
+    assert sorted(positions) == [0, 1, 2, 3]
+    assert torch.equal(total, slow_matrix(model, cfg, samples))
+
+
+def test_table_shows_every_class_and_network():
+    text = evaluation.table({'student': scores(MATRIX), 'teacher': scores(MATRIX.t())},
+                            ['sky', 'road', 'car', 'bus', 'tram'])
+    lines = text.splitlines()
+    assert lines[0].split() == ['class', 'student', 'teacher']
+    assert lines[1].split() == ['sky', '75.00', '75.00']
+    assert lines[5].split() == ['tram', '-', '-']
+    assert lines[6].split() == ['mIoU', '56.25', '56.25']
+    assert '1 of 5 classes' in lines[-1]

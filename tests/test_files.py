@@ -1,0 +1,181 @@
+"""Opening files: what is accepted, pixel for pixel, and what an error says."""
+import io
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dssn.data.files import open_image, open_mask
+from dssn.data.lists import Sample
+from dssn.errors import UserError
+
+SAMPLE = Sample('image.jpg', 'mask.png', 'list.txt line 7')
+SIZE = (6, 4)  # width, height
+NCLASS = 5
+INDICES = (np.arange(24).reshape(4, 6) % NCLASS).astype(np.uint8)
+
+
+def noise(width, height, channels=3):
+    values = np.random.default_rng(0).integers(0, 256, (height, width, channels))
+    return values.astype(np.uint8)
+
+
+def mask_of(folder, image, **options):
+    """Save `image` as the sample's mask and open that."""
+    image.save(str(folder / 'mask.png'), **options)
+    return np.asarray(open_mask(str(folder), SAMPLE, NCLASS, SIZE))
+
+
+def error_of(call, folder):
+    with pytest.raises(UserError) as caught:
+        call(str(folder))
+    message = str(caught.value)
+    assert message.startswith('list.txt line 7: ') and '\n' not in message
+    return message
+
+
+def image_error(folder):
+    message = error_of(lambda root: open_image(root, SAMPLE), folder)
+    assert os.path.join(str(folder), 'image.jpg') in message
+    return message
+
+
+def mask_error(folder, size=SIZE):
+    message = error_of(lambda root: open_mask(root, SAMPLE, NCLASS, size), folder)
+    assert os.path.join(str(folder), 'mask.png') in message
+    return message
+
+
+# Images.
+
+def as_rgb(mode):
+    """An image of the given mode and its RGB pixels, worked out by hand."""
+    pixels = noise(*SIZE)
+    if mode == 'RGB':
+        return Image.fromarray(pixels), pixels
+    if mode == 'L':
+        return Image.fromarray(pixels[..., 0]), np.repeat(pixels[..., :1], 3, axis=2)
+    if mode == '1':
+        bits = pixels[..., :1] > 127
+        return Image.fromarray(bits[..., 0]).convert('1'), np.repeat(bits * 255, 3, axis=2)
+    if mode == 'RGBA':
+        # Alpha is dropped, not blended.
+        return Image.fromarray(noise(*SIZE, channels=4)), noise(*SIZE, channels=4)[..., :3]
+    palette = np.random.default_rng(1).integers(0, 256, (256, 3)).astype(np.uint8)
+    image = Image.fromarray(pixels[..., 0])
+    image.putpalette(palette.tobytes())
+    return image, palette[pixels[..., 0]]
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'L', '1', 'P'])
+def test_every_mode_arrives_as_rgb(tmp_path, mode):
+    image, expected = as_rgb(mode)
+    assert image.mode == mode
+    # Pillow looks at the content, not at the name, so a lossless format can stand in.
+    image.save(str(tmp_path / 'image.jpg'), format='PNG')
+    opened = open_image(str(tmp_path), SAMPLE)
+    assert opened.mode == 'RGB' and opened.size == SIZE
+    np.testing.assert_array_equal(np.asarray(opened), expected)
+
+
+@pytest.mark.parametrize('mode', ['L', 'RGB', 'CMYK'])
+def test_jpeg_modes_arrive_as_rgb(tmp_path, mode):
+    # A plain colour survives compression; CMYK here is pure red: no cyan, full magenta, yellow.
+    colour = {'L': 90, 'RGB': (200, 60, 30), 'CMYK': (0, 255, 255, 0)}[mode]
+    expected = {'L': (90,) * 3, 'RGB': (200, 60, 30), 'CMYK': (255, 0, 0)}[mode]
+    Image.new(mode, (16, 8), colour).save(str(tmp_path / 'image.jpg'), format='JPEG', quality=95)
+    opened = open_image(str(tmp_path), SAMPLE)
+    assert opened.mode == 'RGB' and opened.size == (16, 8)
+    assert np.abs(np.asarray(opened).astype(int) - expected).max() <= 3
+
+
+def test_truncated_jpeg(tmp_path):
+    content = io.BytesIO()
+    Image.fromarray(noise(64, 64)).save(content, format='JPEG')
+    (tmp_path / 'image.jpg').write_bytes(content.getvalue()[:len(content.getvalue()) // 2])
+    assert 'cannot be read' in image_error(tmp_path)
+
+
+@pytest.mark.parametrize('content', [b'this is text, not a photograph\n', b''])
+def test_no_image_at_all(tmp_path, content):
+    (tmp_path / 'image.jpg').write_bytes(content)
+    assert 'not an image' in image_error(tmp_path)
+    (tmp_path / 'mask.png').write_bytes(content)
+    assert 'not an image' in mask_error(tmp_path)
+
+
+def test_missing_file_and_folder(tmp_path):
+    assert 'no file' in image_error(tmp_path)
+    assert 'no file' in mask_error(tmp_path)
+    (tmp_path / 'image.jpg').mkdir()
+    image_error(tmp_path)
+
+
+def test_an_image_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+    Image.fromarray(noise(20, 20)).save(str(tmp_path / 'image.jpg'))
+    # Pillow warns above this number of pixels and raises above twice of it; both are errors here.
+    for limit in (300, 100):
+        monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', limit)
+        assert 'more than %d pixels' % limit in image_error(tmp_path)
+
+
+# Masks.
+
+def test_gray_mask_arrives_as_it_is(tmp_path):
+    indices = INDICES.copy()
+    indices[1, 2:4] = 255
+    np.testing.assert_array_equal(mask_of(tmp_path, Image.fromarray(indices)), indices)
+
+
+@pytest.mark.parametrize('bits', [8, 4])
+def test_palette_mask_counts_its_indices_not_its_colours(tmp_path, bits):
+    image = Image.fromarray(INDICES)
+    # Colours that are far from the indices, and two indices of one colour.
+    image.putpalette([200, 10, 10, 0, 0, 0, 0, 0, 0, 255, 255, 255, 3, 3, 3])
+    np.testing.assert_array_equal(mask_of(tmp_path, image, bits=bits), INDICES)
+    opened = open_mask(str(tmp_path), SAMPLE, NCLASS, SIZE)
+    # A palette image would be drawn and padded by palette entries further on.
+    assert opened.mode == 'L'
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'LA', '1', 'I;16'])
+def test_mask_of_another_mode_is_refused(tmp_path, mode):
+    image = {'RGB': Image.fromarray(np.repeat(INDICES[..., None], 3, 2)),
+             'RGBA': Image.fromarray(INDICES).convert('RGBA'),
+             'LA': Image.fromarray(INDICES).convert('LA'),
+             '1': Image.fromarray(INDICES > 2).convert('1'),
+             'I;16': Image.fromarray(INDICES.astype(np.uint16))}[mode]
+    image.save(str(tmp_path / 'mask.png'))
+    message = mask_error(tmp_path)
+    # Pillow has two names for 16 bits, by its release.
+    assert ('mask.png is a %s' % mode[0]) in message
+    assert '8-bit' in message and 'single channel or palette' in message
+
+
+@pytest.mark.parametrize('value, count', [(NCLASS, 1), (NCLASS + 40, 3), (254, 2)])
+def test_value_that_is_no_class_is_refused(tmp_path, value, count):
+    indices = INDICES.copy()
+    indices.flat[:count] = value
+    Image.fromarray(indices).save(str(tmp_path / 'mask.png'))
+    message = mask_error(tmp_path)
+    for word in ('value %d on %d pixels' % (value, count), 'nclass = 5', '0..4', '255'):
+        assert word in message
+    # The same mask is right where there are that many classes.
+    opened = open_mask(str(tmp_path), SAMPLE, value + 1, SIZE)
+    np.testing.assert_array_equal(np.asarray(opened), indices)
+
+
+@pytest.mark.parametrize('size', [(4, 6), (6, 5), (5, 4), (12, 8)])
+def test_mask_of_another_size_is_refused(tmp_path, size):
+    Image.fromarray(INDICES).save(str(tmp_path / 'mask.png'))
+    message = mask_error(tmp_path, size)
+    for word in ('6x4', '%dx%d' % size, 'image.jpg'):
+        assert word in message
+
+
+def test_truncated_mask(tmp_path):
+    content = io.BytesIO()
+    Image.fromarray(noise(64, 64)[..., 0]).save(content, format='PNG')
+    (tmp_path / 'mask.png').write_bytes(content.getvalue()[:-2000])
+    assert 'cannot be read' in mask_error(tmp_path, (64, 64))

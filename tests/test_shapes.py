@@ -1,0 +1,163 @@
+"""The data set that the package draws: the same anywhere, a long tail, and fit for training."""
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dssn.config import load
+from dssn.data import shapes
+from dssn.data.__main__ import main
+from dssn.data.lists import check_files, read_list
+from dssn.data.loaders import TrainLoader, eval_loader
+from dssn.data.shapes import draw, draw_set
+
+SPLITS = os.path.join(os.path.dirname(__file__), '..', 'splits', 'shapes')
+
+
+def tree(root):
+    """{path relative to root: content} of every file."""
+    found = {}
+    for folder, _, names in os.walk(str(root)):
+        for name in names:
+            path = os.path.join(folder, name)
+            with open(path, 'rb') as file:
+                found[os.path.relpath(path, str(root)).replace(os.sep, '/')] = file.read()
+    return found
+
+
+def test_two_drawings_are_the_same_to_the_byte(tmp_path):
+    for name in 'ab':
+        assert draw_set(str(tmp_path / name), 4, 2, seed=5)
+    first, second = tree(tmp_path / 'a'), tree(tmp_path / 'b')
+    assert first == second
+    assert sorted(first) == sorted(
+        ['train.txt', 'val.txt'] + ['images/train_%04d.jpg' % i for i in range(4)]
+        + ['masks/train_%04d.png' % i for i in range(4)]
+        + ['images/val_%04d.jpg' % i for i in range(2)]
+        + ['masks/val_%04d.png' % i for i in range(2)])
+    assert len({content for name, content in first.items() if name.startswith('images')}) == 6
+    draw_set(str(tmp_path / 'c'), 4, 2, seed=6)
+    third = tree(tmp_path / 'c')
+    assert all(third[name] != first[name] for name in first if name.startswith('images'))
+
+
+def test_an_image_does_not_depend_on_how_many_are_drawn(tmp_path):
+    draw_set(str(tmp_path / 'a'), 2, 2)
+    draw_set(str(tmp_path / 'b'), 3, 1)
+    small, large = tree(tmp_path / 'a'), tree(tmp_path / 'b')
+    for name in ('train_0000', 'train_0001', 'val_0000'):
+        assert small['images/%s.jpg' % name] == large['images/%s.jpg' % name]
+        assert small['masks/%s.png' % name] == large['masks/%s.png' % name]
+
+
+def test_a_second_call_draws_nothing_and_a_broken_off_one_is_finished(tmp_path, monkeypatch):
+    assert draw_set(str(tmp_path), 3, 1) is True
+    before = tree(tmp_path)
+    calls = []
+    original = shapes.draw
+    monkeypatch.setattr(shapes, 'draw', lambda rng: calls.append(1) or original(rng))
+    assert draw_set(str(tmp_path), 3, 1) is False
+    assert calls == [] and tree(tmp_path) == before
+    # The lists are written last: without one, drawing was broken off.
+    os.remove(str(tmp_path / 'val.txt'))
+    os.remove(str(tmp_path / 'images' / 'train_0001.jpg'))
+    assert draw_set(str(tmp_path), 3, 1) is True
+    assert len(calls) == 4 and tree(tmp_path) == before
+
+
+@pytest.fixture(scope='module')
+def drawn():
+    """(images, masks) of ninety drawings."""
+    pairs = [draw(np.random.default_rng((1, i))) for i in range(90)]
+    assert all(60 <= quality < 95 for _, _, quality in pairs)
+    return [image for image, _, _ in pairs], [np.asarray(mask) for _, mask, _ in pairs]
+
+
+def test_drawings_are_aligned_pairs_of_known_classes(drawn):
+    images, masks = drawn
+    for image, mask in zip(images, masks):
+        assert image.mode == 'RGB' and image.size == shapes.SIZE == mask.shape[::-1]
+        assert mask.dtype == np.uint8
+    assert set(np.unique(masks)) == set(range(7)) == set(range(len(shapes.CLASSES)))
+
+
+def test_borders_hold_no_classes_in_between(monkeypatch):
+    # Only crosses, class 6: a mask that was shrunk smoothly would hold classes 1 to 5 as well.
+    monkeypatch.setattr(shapes, 'TAIL', (0, 0, 0, 0, 0, 1))
+    for i in range(5):
+        assert set(np.unique(draw(np.random.default_rng(i))[1])) == {0, 6}
+
+
+def test_classes_have_a_long_tail(drawn):
+    assert list(shapes.TAIL) == sorted(shapes.TAIL, reverse=True)
+    assert len(shapes.TAIL) == 6 and abs(sum(shapes.TAIL) - 1) < 1e-9
+    present = [sum((mask == index).any() for mask in drawn[1]) for index in range(7)]
+    # Shares of the objects are 0.28 for the first and 0.08 for the last of them.
+    assert present[0] >= 85
+    assert present[1] > 1.5 * present[6] and sum(present[1:3]) > 1.5 * sum(present[5:])
+    assert min(present) > 5
+
+
+def test_objects_can_be_seen(drawn):
+    # The image changes at the borders of the mask more than elsewhere: the two are aligned.
+    inside, border = [], []
+    for image, mask in zip(*drawn):
+        gray = np.asarray(image.convert('L')).astype(float)
+        step = np.abs(np.diff(gray, axis=1))
+        edge = np.diff(mask.astype(int), axis=1) != 0
+        inside.append(step[~edge].mean())
+        border.append(step[edge].mean())
+    assert np.mean(border) > 2 * np.mean(inside)
+
+
+def test_drawn_files_go_through_the_real_pipeline(tmp_path):
+    root = str(tmp_path / 'shapes')
+    main(['shapes', '--root', root, '--train', '6', '--val', '2', '--seed', '3'])
+    main(['split', root + '/train.txt', '--labeled', '2', '--out', str(tmp_path / 'split')])
+    labeled = read_list(str(tmp_path / 'split' / 'labeled.txt'))
+    unlabeled = read_list(str(tmp_path / 'split' / 'unlabeled.txt'), masks=False)
+    val = read_list(root + '/val.txt')
+    assert (len(labeled), len(unlabeled), len(val)) == (2, 4, 2)
+    for samples, masks in ((labeled, True), (unlabeled, False), (val, True)):
+        check_files(samples, root, masks)
+    path = str(tmp_path / 'config.yaml')
+    with open(path, 'w') as file:
+        file.write('dataset: shapes\nnclass: 7\ncrop_size: 64\nbatch_size: 2\nworkers: 0\n'
+                   'data_root: %s\n' % root)
+    cfg = load(path)
+    batches = list(TrainLoader(cfg, labeled, unlabeled).batches(0))
+    assert len(batches) == 2
+    assert all(set(np.unique(b.x.label.numpy())) <= set(range(7)) | {255} for b in batches)
+    images = list(eval_loader(cfg, val))
+    assert [tuple(image.shape) for image, _, _ in images] == [(3, 96, 96)] * 2
+
+
+def test_the_command_says_what_it_did(tmp_path, capsys):
+    arguments = ['shapes', '--root', str(tmp_path / 'new'), '--train', '1', '--val', '1']
+    main(arguments)
+    assert 'drawn' in capsys.readouterr().out
+    main(arguments)
+    assert 'already' in capsys.readouterr().out
+
+
+@pytest.fixture
+def full_lists(tmp_path, monkeypatch):
+    """The folder of the whole data set, its pictures replaced by dots: only lists matter here."""
+    dot = Image.new('RGB', (1, 1)), Image.new('L', (1, 1)), 60
+    monkeypatch.setattr(shapes, 'draw', lambda rng: dot)
+    main(['shapes', '--root', str(tmp_path / 'shapes')])
+    return tmp_path / 'shapes'
+
+
+def test_committed_lists_are_those_that_the_commands_give(full_lists, tmp_path):
+    main(['split', str(full_lists / 'train.txt'), '--labeled', '40', '--seed', '0',
+          '--out', str(tmp_path / '40')])
+    made, committed = tree(tmp_path / '40'), tree(os.path.join(SPLITS, '40'))
+    # A checkout on Windows may have other line ends.
+    assert {name: text.split() for name, text in made.items()} == {
+        name: text.split() for name, text in committed.items()}
+    assert tree(full_lists)['val.txt'].split() == tree(SPLITS)['val.txt'].split()
+    assert (len(read_list(os.path.join(SPLITS, '40', 'labeled.txt'))),
+            len(read_list(os.path.join(SPLITS, '40', 'unlabeled.txt'), masks=False)),
+            len(read_list(os.path.join(SPLITS, 'val.txt')))) == (40, 400, 120)
