@@ -179,3 +179,13 @@ def test_truncated_mask(tmp_path):
     Image.fromarray(noise(64, 64)[..., 0]).save(content, format='PNG')
     (tmp_path / 'mask.png').write_bytes(content.getvalue()[:-2000])
     assert 'cannot be read' in mask_error(tmp_path, (64, 64))
+
+
+@pytest.mark.parametrize('mode', ['I;16', 'I', 'F'])
+def test_an_image_of_more_than_8_bits_is_refused(tmp_path, mode):
+    # Pillow's conversion to RGB would clip it to black and white without a word.
+    name = 'deep.tif'
+    Image.new(mode, (4, 3), 1).save(str(tmp_path / name))
+    with pytest.raises(UserError) as caught:
+        open_image(str(tmp_path), Sample(name, None, 'list.txt line 1'))
+    assert 'list.txt line 1' in str(caught.value) and '8 bits' in str(caught.value)

@@ -1,4 +1,5 @@
 """The order of samples over epochs, ranks and resumed runs, and the loaders that follow it."""
+import multiprocessing
 import os
 from types import SimpleNamespace
 
@@ -207,7 +208,7 @@ def test_batches_follow_the_schedule(tiny_world):
     loader = loader_of(tiny_world())
     for epoch in (0, 3):
         for step, batch in enumerate(loader.batches(epoch)):
-            draws = loader.schedule.batch(epoch, step)
+            draws = loader.steps.schedule.batch(epoch, step)
             assert batch.x.index.tolist() == [draw.labeled for draw in draws]
             assert batch.u.index.tolist() == [draw.unlabeled for draw in draws]
             assert batch.v.index.tolist() == [draw.partner for draw in draws]
@@ -301,3 +302,12 @@ def test_evaluation_gives_each_image_to_exactly_one_rank(tiny_world, processes, 
             assert image.shape == (3,) + size and label.shape == size
             positions.append(int(position))
     assert sorted(positions) == list(range(n_val))
+
+
+def test_a_loader_that_is_let_go_takes_its_workers_with_it(tiny_world):
+    before = set(multiprocessing.active_children())
+    loader = loader_of(tiny_world(), workers=2)
+    next(iter(loader.batches(0)))
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    del loader
+    assert set(multiprocessing.active_children()) <= before

@@ -7,6 +7,7 @@ from PIL import Image
 
 from dssn.config import load
 from dssn.data import shapes
+from dssn.data.classes import CLASSES
 from dssn.data.__main__ import main
 from dssn.data.lists import check_files, read_list
 from dssn.data.loaders import TrainLoader, eval_loader
@@ -32,7 +33,7 @@ def test_two_drawings_are_the_same_to_the_byte(tmp_path):
     first, second = tree(tmp_path / 'a'), tree(tmp_path / 'b')
     assert first == second
     assert sorted(first) == sorted(
-        ['train.txt', 'val.txt'] + ['images/train_%04d.jpg' % i for i in range(4)]
+        ['shapes.txt', 'train.txt', 'val.txt'] + ['images/train_%04d.jpg' % i for i in range(4)]
         + ['masks/train_%04d.png' % i for i in range(4)]
         + ['images/val_%04d.jpg' % i for i in range(2)]
         + ['masks/val_%04d.png' % i for i in range(2)])
@@ -59,11 +60,18 @@ def test_a_second_call_draws_nothing_and_a_broken_off_one_is_finished(tmp_path, 
     monkeypatch.setattr(shapes, 'draw', lambda rng: calls.append(1) or original(rng))
     assert draw_set(str(tmp_path), 3, 1) is False
     assert calls == [] and tree(tmp_path) == before
-    # The lists are written last: without one, drawing was broken off.
-    os.remove(str(tmp_path / 'val.txt'))
+    # The note is written last: without it, drawing was broken off.
+    os.remove(str(tmp_path / 'shapes.txt'))
     os.remove(str(tmp_path / 'images' / 'train_0001.jpg'))
     assert draw_set(str(tmp_path), 3, 1) is True
     assert len(calls) == 4 and tree(tmp_path) == before
+
+
+def test_another_seed_draws_again(tmp_path):
+    draw_set(str(tmp_path), 2, 1, seed=1)
+    before = tree(tmp_path)
+    assert draw_set(str(tmp_path), 2, 1, seed=2) is True
+    assert tree(tmp_path)['images/train_0000.jpg'] != before['images/train_0000.jpg']
 
 
 @pytest.fixture(scope='module')
@@ -79,7 +87,7 @@ def test_drawings_are_aligned_pairs_of_known_classes(drawn):
     for image, mask in zip(images, masks):
         assert image.mode == 'RGB' and image.size == shapes.SIZE == mask.shape[::-1]
         assert mask.dtype == np.uint8
-    assert set(np.unique(masks)) == set(range(7)) == set(range(len(shapes.CLASSES)))
+    assert set(np.unique(masks)) == set(range(7)) == set(range(len(CLASSES['shapes'])))
 
 
 def test_borders_hold_no_classes_in_between(monkeypatch):

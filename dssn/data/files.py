@@ -12,8 +12,13 @@ Image.MAX_IMAGE_PIXELS = 200_000_000
 
 
 def open_image(data_root, sample):
-    """The sample's image as RGB."""
-    return _open(os.path.join(data_root, sample.image), sample, lambda image: image.convert('RGB'))
+    """The sample's image as RGB; what is not 8-bit is refused, since Pillow would clip it."""
+    path = os.path.join(data_root, sample.image)
+    image = _open(path, sample)
+    if image.mode[0] in 'IF':
+        raise UserError(f'{sample.place}: image {path} has more than 8 bits a channel (mode '
+                        f'{image.mode}); convert it to 8-bit gray or RGB')
+    return image.convert('RGB')
 
 
 def open_mask(data_root, sample, nclass, size):
@@ -27,7 +32,7 @@ def open_mask(data_root, sample, nclass, size):
             size than the image's, or a value that is neither a class nor 255.
     """
     path = os.path.join(data_root, sample.mask)
-    mask = _open(path, sample, lambda image: image)
+    mask = _open(path, sample)
     if mask.mode not in ('L', 'P'):
         raise UserError(f'{sample.place}: mask {path} is a {mask.mode} image; a mask is an 8-bit '
                         'PNG of class indices, single channel or palette: convert its colours to '
@@ -45,13 +50,13 @@ def open_mask(data_root, sample, nclass, size):
     return Image.fromarray(index)
 
 
-def _open(path, sample, use):
+def _open(path, sample):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('error', Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 image.load()
-                return use(image)
+                return image
     except FileNotFoundError:
         raise UserError(f'{sample.place}: no file {path}') from None
     except UnidentifiedImageError:

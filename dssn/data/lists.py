@@ -28,7 +28,7 @@ def read_list(path, masks=True):
     """
     try:
         with open(path, encoding='utf-8-sig') as file:
-            lines = file.read().splitlines()
+            lines = file.read().split('\n')
     except FileNotFoundError:
         raise UserError(f'{path}: no such id list; make it with `python -m dssn.data split`, or '
                         'name another one') from None
@@ -43,7 +43,8 @@ def read_list(path, masks=True):
 
 def parse_line(line, place, masks):
     """One line of an id list as a `Sample`."""
-    parts = [part.strip() for part in line.split('\t')] if '\t' in line else line.split()
+    parts = [part.strip() for part in line.split('\t')] if '\t' in line \
+        else line.strip().split(' ')
     parts = [part for part in parts if part]
     if len(parts) > 2:
         raise UserError(f"{place}: '{line.strip()}' has {len(parts)} parts; write `image mask`, "

@@ -68,29 +68,37 @@ class Schedule:
         return int(generator(self.cfg.seed, epoch, 0, PARTNER_SHIFT).integers(1, self.n_unlabeled))
 
 
+class Steps:
+    """Batch sampler: this rank's rows of each step of `epoch`, from step `first` of it on."""
+
+    def __init__(self, schedule):
+        self.schedule, self.epoch, self.first = schedule, 0, 0
+
+    def __iter__(self):
+        for step in range(self.first, self.schedule.steps_per_epoch):
+            yield self.schedule.batch(self.epoch, step)
+
+    def __len__(self):
+        return self.schedule.steps_per_epoch - self.first
+
+
 class TrainLoader:
     """Batches of an epoch, from any of its steps on."""
 
     def __init__(self, cfg, labeled, unlabeled, rank=0, world=1, pin=False):
-        self.schedule = Schedule(cfg, len(labeled), unlabeled and len(unlabeled), rank, world)
-        self.steps_per_epoch = self.schedule.steps_per_epoch
-        self.epoch = self.first = 0
+        schedule = Schedule(cfg, len(labeled), unlabeled and len(unlabeled), rank, world)
+        self.steps_per_epoch = schedule.steps_per_epoch
+        # An object of its own: the loader may not refer back to us, or its workers would outlive
+        # us until the garbage collector comes by.
+        self.steps = Steps(schedule)
         self.loader = DataLoader(
-            TrainSet(cfg, labeled, unlabeled), batch_sampler=self, collate_fn=collate,
+            TrainSet(cfg, labeled, unlabeled), batch_sampler=self.steps, collate_fn=collate,
             num_workers=cfg.workers, pin_memory=pin, worker_init_fn=one_thread,
             persistent_workers=cfg.workers > 0)
 
-    def __iter__(self):
-        """The batch sampler's part: the rows of each step."""
-        for step in range(self.first, self.steps_per_epoch):
-            yield self.schedule.batch(self.epoch, step)
-
-    def __len__(self):
-        return self.steps_per_epoch - self.first
-
     def batches(self, epoch, first=0):
         """Yield a `Batch` per step of `epoch`, from step `first` of it; UserError on a bad file."""
-        self.epoch, self.first = epoch, first
+        self.steps.epoch, self.steps.first = epoch, first
         return checked(self.loader)
 
 

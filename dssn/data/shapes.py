@@ -1,8 +1,8 @@
 """`shapes`: a small data set that the package draws, so that everything runs with no download.
 
 Rotated, overlapping, textured objects of six classes with a long tail on cluttered grounds. An
-object's class is its outline, and its pattern nearly always agrees; colours, light, scale and
-clutter say nothing, but a few dozen labeled images are too few to learn that.
+object's class is its outline; its hue and its pattern mostly agree with that. Second colours, light,
+scale, neighbours and clutter say nothing, but a few dozen labeled images are too few to learn it.
 """
 import math
 import os
@@ -10,50 +10,66 @@ import os
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from dssn.data.classes import CLASSES
 from dssn.data.lists import Sample, write_list
+from dssn.errors import UserError
 
-CLASSES = ('background', 'disk', 'square', 'triangle', 'star', 'ring', 'cross')
 TAIL = (0.28, 0.22, 0.18, 0.14, 0.10, 0.08)  # share of the objects, by class from 1
 SIZE = (96, 96)                              # width, height in pixels
 OVERSAMPLE = 2                               # drawn larger, then shrunk: smooth edges
-RELIABLE = 0.9                               # how often an object has its class's pattern
+RELIABLE = 0.9                               # how often a hue, or a pattern, is the class's own
 N_TRAIN, N_VAL = 440, 120
 SEED = 2023
+DRAWING = 1  # raised when other pixels come from the same seed
 
 
 def draw_set(root, n_train=N_TRAIN, n_val=N_VAL, seed=SEED):
     """Draw the data set as JPEG images, PNG masks and the id lists train.txt and val.txt.
 
-    An image depends on (seed, its number) alone. Lists are written last: where they stand, the
-    set is complete.
+    An image depends on (seed, its number) alone. What was drawn is noted last, in shapes.txt:
+    where the note agrees, the set is complete.
 
     Returns:
         True if it was drawn, False if it was there already.
+
+    Raises:
+        UserError: the folder cannot be written.
     """
-    names = {'train': [f'train_{i:04d}' for i in range(n_train)],
-             'val': [f'val_{i:04d}' for i in range(n_val)]}
-    if all(_count(os.path.join(root, f'{part}.txt')) == len(names[part]) for part in names):
+    note = f'drawing {DRAWING}, seed {seed}, {n_train} train, {n_val} val\n'
+    note_path = os.path.join(root, 'shapes.txt')
+    if _read(note_path) == note:
         return False
-    for folder in ('images', 'masks'):
-        os.makedirs(os.path.join(root, folder), exist_ok=True)
-    samples = {part: [Sample(f'images/{n}.jpg', f'masks/{n}.png', n) for n in names[part]]
-               for part in names}
-    for i, sample in enumerate(samples['train'] + samples['val']):
+    try:
+        for folder in ('images', 'masks'):
+            os.makedirs(os.path.join(root, folder), exist_ok=True)
+        if os.path.exists(note_path):
+            os.remove(note_path)  # if we are broken off, no note may claim the old set
         # Val is numbered from its own start: the train list's length does not change it.
-        number = i if i < n_train else 1_000_000 + i - n_train
-        image, mask, quality = draw(np.random.default_rng((seed, number)))
-        image.save(os.path.join(root, sample.image), quality=quality)
-        mask.save(os.path.join(root, sample.mask))
-    for part in names:
-        write_list(os.path.join(root, f'{part}.txt'), samples[part])
+        for part, count, start in (('train', n_train, 0), ('val', n_val, 1_000_000)):
+            samples = [_draw_sample(root, f'{part}_{i:04d}', (seed, start + i))
+                       for i in range(count)]
+            write_list(os.path.join(root, f'{part}.txt'), samples)
+        with open(note_path, 'w', encoding='utf-8') as file:
+            file.write(note)
+    except OSError as error:
+        raise UserError(f'--root {root}: cannot be written ({error.strerror}); choose another '
+                        'folder') from None
     return True
 
 
-def _count(path):
+def _read(path):
     if not os.path.isfile(path):
-        return 0
+        return None
     with open(path, encoding='utf-8') as file:
-        return sum(1 for line in file if line.strip())
+        return file.read()
+
+
+def _draw_sample(root, name, seed):
+    image, mask, quality = draw(np.random.default_rng(seed))
+    sample = Sample(f'images/{name}.jpg', f'masks/{name}.png', name)
+    image.save(os.path.join(root, sample.image), quality=quality)
+    mask.save(os.path.join(root, sample.mask))
+    return sample
 
 
 def draw(rng):
@@ -63,7 +79,7 @@ def draw(rng):
     mask = Image.new('L', (width, height), 0)
     for _ in range(int(rng.integers(3, 7))):
         kind = 1 + int(rng.choice(len(TAIL), p=TAIL))
-        outline = _outline(CLASSES[kind], rng, width, height)
+        outline = _outline(CLASSES['shapes'][kind], rng, width, height)
         texture = _texture(kind, rng, width, height)
         image.paste(Image.fromarray(texture), (0, 0), outline)
         mask.paste(kind, (0, 0), outline)
@@ -113,24 +129,24 @@ def _cross(half):
     return corners
 
 
-def _colour(rng, saturation=(0.35, 0.95)):
-    """A random colour (3,) of any hue."""
-    hue, saturation, value = rng.random(), rng.uniform(*saturation), rng.uniform(0.4, 1.0)
+def _colour(rng, hue, saturation=(0.35, 0.95)):
+    """A random colour (3,) of the given hue, in turns of the circle."""
+    saturation, value = rng.uniform(*saturation), rng.uniform(0.4, 1.0)
     ramp = np.abs((hue * 6 + np.array([0, 4, 2])) % 6 - 3) - 1
     return 255 * value * (1 - saturation * (1 - np.clip(ramp, 0, 1)))
 
 
 def _texture(kind, rng, width, height):
-    """A full-size RGB array to cut the object from: its pattern in any two colours."""
-    pattern = kind - 1 if rng.random() < RELIABLE else int(rng.integers(len(TAIL)))
-    first, second = _colour(rng), _colour(rng)
-    second = first + (second - first) * rng.uniform(0.4, 0.9)
+    """A full-size RGB array to cut the object from, mostly in its class's hue and pattern."""
+    hue = (kind - 1) / len(TAIL) if rng.random() < RELIABLE else rng.random()
+    pattern = kind % 4 if rng.random() < RELIABLE else int(rng.integers(4))
+    first, second = _colour(rng, hue + rng.normal(0, 0.04)), _colour(rng, rng.random())
+    second = first + (second - first) * rng.uniform(0.3, 0.8)
     return _mix(first, second, _pattern(pattern, rng, width, height))
 
 
 def _pattern(pattern, rng, width, height):
-    """Values in 0..1 (height, width), turned and scaled: 0 plain, then stripes, checks, dots,
-    waves, bricks."""
+    """Values in 0..1 (height, width), turned and scaled: 0 plain, 1 stripes, 2 checks, 3 dots."""
     turn, pitch = rng.uniform(0, math.pi), rng.uniform(0.4, 0.9)
     rows, columns = np.mgrid[:height, :width] / OVERSAMPLE
     a = (columns * math.cos(turn) + rows * math.sin(turn)) * pitch
@@ -141,11 +157,7 @@ def _pattern(pattern, rng, width, height):
         return (np.sin(a) > 0).astype(float)
     if pattern == 2:
         return ((np.sin(a) > 0) ^ (np.sin(b) > 0)).astype(float)
-    if pattern == 3:
-        return (np.sin(a) * np.sin(b) > 0.45).astype(float)
-    if pattern == 4:
-        return 0.5 + 0.5 * np.sin(0.6 * a + 1.5 * np.sin(0.6 * b))
-    return ((np.sin(a) > 0.8) | (np.sin(b) > 0.8)).astype(float)
+    return (np.sin(a) * np.sin(b) > 0.45).astype(float)
 
 
 def _ground(rng, width, height):
@@ -154,15 +166,15 @@ def _ground(rng, width, height):
     noise = Image.fromarray((255 * rng.random((cells, cells))).astype(np.uint8))
     blotches = np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC)) / 255
     dull = (0.0, 0.3)
-    ground = _mix(_colour(rng, dull), _colour(rng, dull), blotches)
+    ground = _mix(_colour(rng, rng.random(), dull), _colour(rng, rng.random(), dull), blotches)
     if rng.random() < 0.6:
-        stripes = _pattern(int(rng.integers(1, len(TAIL))), rng, width, height)
-        ground = _mix(ground, _mix(ground, _colour(rng, dull), np.full_like(stripes, 0.35)), stripes)
+        stripes = _pattern(int(rng.integers(1, 4)), rng, width, height)
+        ground = _mix(ground, _colour(rng, rng.random(), dull), 0.35 * stripes)
     image = Image.fromarray(ground)
     pen = ImageDraw.Draw(image)
     for _ in range(int(rng.integers(0, 6))):
         ends = [int(v) for v in rng.integers(0, (width, height, width, height))]
-        pen.line(ends, tuple(int(c) for c in _colour(rng, dull)), int(rng.integers(2, 7)))
+        pen.line(ends, tuple(int(c) for c in _colour(rng, rng.random(), dull)), int(rng.integers(2, 7)))
     return np.asarray(image)
 
 

@@ -1,6 +1,7 @@
 """Cutting an id list into a labeled and an unlabeled part."""
 import os
 from fractions import Fraction
+from math import ceil
 
 import numpy as np
 
@@ -28,7 +29,8 @@ def split(path, share, seed, out):
     """Choose the labeled samples of a list at random; both parts keep the list's order.
 
     Args:
-        path: id list with masks. share: a count, or a Fraction (rounded down, at least one).
+        path: id list with masks. share: a count, or a Fraction (rounded up, as the
+            published lists are).
         seed: of the choice. out: folder for labeled.txt and unlabeled.txt; the unlabeled lines
             name the image alone.
 
@@ -39,7 +41,7 @@ def split(path, share, seed, out):
         UserError: a bad list, or more labeled samples than the list has.
     """
     samples = read_list(path)
-    count = max(int(len(samples) * share), 1) if isinstance(share, Fraction) else share
+    count = ceil(len(samples) * share) if isinstance(share, Fraction) else share
     if count > len(samples):
         raise UserError(f'--labeled {count}: {path} has only {len(samples)} samples')
     order = np.random.default_rng(seed).permutation(len(samples))
