@@ -38,10 +38,14 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _numpy_scalar(dtype, data=b''):
-    """NumPy's scalar from its bytes; numbers only (an object scalar would unpickle again)."""
-    if not isinstance(dtype, np.dtype) or dtype.hasobject or not isinstance(data, bytes):
+    """NumPy's scalar from its bytes; numbers only.
+
+    An object dtype would unpickle again, or follow an address that the file gives. A dtype's state
+    comes from the file too and may lie: only its plain name is believed.
+    """
+    if not isinstance(dtype, np.dtype) or dtype.kind not in 'biufc' or not isinstance(data, bytes):
         raise pickle.UnpicklingError('a NumPy scalar that is not a number')
-    return np.frombuffer(data, dtype, 1)[0]
+    return np.frombuffer(data, np.dtype(dtype.str), 1)[0]
 
 
 def _load(file, **kwargs):
@@ -68,9 +72,15 @@ def read_torch_file(path):
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                if any(name.endswith('/constants.pkl') for name in archive.namelist()):
+                # The raw names: the others can be made to differ from those that torch reads.
+                if any(info.orig_filename.endswith('constants.pkl')
+                       for info in archive.infolist()):
                     raise UserError(f'{path}: a TorchScript program, not a checkpoint; programs '
                                     'are not run: save its state_dict instead')
+                damaged = archive.testzip()  # torch.load compares no checksums
+                if damaged:
+                    raise UserError(f'{path}: damaged: the checksum of {damaged} is wrong; take '
+                                    'another copy')
         return torch.load(path, map_location='cpu', pickle_module=_safe_pickle)
     except UserError:
         raise
@@ -112,7 +122,11 @@ def choose_weights(content, path, role=None):
     """
     content = content if isinstance(content, dict) else {}
     held = {'student': ('model', 'state_dict'), 'teacher': ('teacher', 'model_ema')}
+    holds = {name: any(isinstance(content.get(key), dict) for key in keys)
+             for name, keys in held.items()}
     single = content.get('weights')
+    if not isinstance(single, str) or single not in held:
+        single = 'teacher' if holds['teacher'] and not holds['student'] else None
     if role and single and role != single:
         raise UserError(f"{path}: holds the {single}'s weights, not the {role}'s; leave --weights "
                         f'out, or take the {role}\'s file (best.pth: student, t_best.pth: teacher)')
@@ -132,7 +146,7 @@ def load_weights(model, state, path, new_classifier=False):
     """Load a state dict into the network, all of it, or say what does not fit.
 
     Args:
-        state: {name: tensor} from `find_weights`. new_classifier: whether a classifier of another
+        state: {name: tensor} from `choose_weights`. new_classifier: whether a classifier of another
             class count is left as initialised.
 
     Returns:

@@ -183,7 +183,7 @@ def read_yaml(path):
                         'configs/') from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f'{path}: cannot be read as a config file: {error}') from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # an impossible date is a ValueError
         raise UserError(f'{path}: not valid YAML: ' + ' '.join(str(error).split())) from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold 'key: value' lines, found {type(content).__name__}")
@@ -220,12 +220,12 @@ def parse_assignment(text):
         raise UserError(f"--set {text}: write key=value, such as --set lr=0.001")
     try:
         return name.strip(), yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise UserError(f'--set {text}: the value is not valid YAML; quote it') from None
 
 
 def unknown_key(place, name, fields):
-    close = difflib.get_close_matches(name, fields, n=1)
+    close = difflib.get_close_matches(str(name), fields, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ''
     return f"{place}: unknown key '{name}'{hint} Known keys: {', '.join(sorted(fields))}"
 

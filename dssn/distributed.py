@@ -116,8 +116,8 @@ def _first_host(nodelist):
             return names[0]
     except (OSError, subprocess.CalledProcessError):
         pass  # no scontrol in a container: read the list ourselves
-    match = re.match(r'([^\[,]*)(?:\[(\d+))?', nodelist)
-    return (match.group(1) + (match.group(2) or '')) or '127.0.0.1'
+    first = re.match(r'(?:\[[^\]]*\]|[^,\[])*', nodelist).group()
+    return re.sub(r'\[(\d+)[^\]]*\]', r'\1', first) or '127.0.0.1'
 
 
 def unwrap(model):

@@ -63,26 +63,26 @@ class Run:
         saved = checkpoint.read_torch_file(latest) if os.path.isfile(latest) else None
         torch.manual_seed(cfg.seed)
         student = build_model(cfg)
-        notes = [] if saved else load_initial_weights(student, cfg)
+        notes = [] if saved is not None else load_initial_weights(student, cfg)
         teacher = ema.make_teacher(student) if self.method.uses_teacher else None
         self.student = world.prepare_student(student)
         self.teacher = teacher and world.prepare_teacher(teacher)
         self.optimizer = build_optimizer(unwrap(self.student), cfg.lr, cfg.lr_multi)
-        if saved:
+        if saved is not None:
             self._restore(saved, latest)
         self.finished = self.epoch >= cfg.epochs
         if not self.finished:
             self.log.open(config.dump(cfg), self.epoch, self.epoch * self.loader.steps_per_epoch)
         for note in notes:
             self.log.say(note)
-        if saved and not self.finished:
+        if saved is not None and not self.finished:
             self.log.say(f'resuming {latest}: {self.epoch} of {cfg.epochs} epochs are done')
         if world.size > 1 and world.device.type == 'cpu':
             self.log.say('BatchNorm is not synchronised between processes on a CPU: each uses its '
                          "own batch's statistics; rank 0's running ones are evaluated and saved")
 
     def _restore(self, saved, path):
-        if not isinstance(saved, dict) or 'optimizer' not in saved or 'world' not in saved:
+        if not isinstance(saved, dict) or not {'optimizer', 'world', 'config'} <= set(saved):
             raise UserError(f'{path}: cannot be resumed from: not a latest.pth of this program; '
                             'move it away or choose another --save-path')
         now = {**config.to_dict(self.cfg), 'processes': self.world.size}
@@ -119,6 +119,7 @@ class Run:
         while self.epoch < cfg.epochs:
             started = time.time()
             lr = self.train_epoch()
+            self.check()
             self.epoch += 1
             self.world.share_buffers(*self.networks().values())
             trained = time.time()
@@ -126,10 +127,11 @@ class Run:
             if self.epoch % cfg.eval_every == 0 or self.epoch == cfg.epochs:
                 result = evaluate(self.networks(), cfg, self.val, self.world)
             self.seconds += time.time() - started
-            self.save(result)
+            # The record first: what is recorded but not saved is recorded again on resuming.
             if result:
                 log.evaluation(self.epoch, self.epoch * self.loader.steps_per_epoch, result,
                                self.names, lr, self.seconds)
+            self.save(result)
             log.pause(time.time() - trained)
         log.say('finished: best mIoU ' + ', '.join(
             f'{role} {miou:.2f} (last {result[role].miou:.2f})' for role, miou in self.best.items())
@@ -155,6 +157,14 @@ class Run:
                 ema.update(teacher, unwrap(student), method.keep_rate)
             self.log.step(self.epoch, step, terms, loss, lr, images=len(x.weak) * (2 if u else 1))
         return lr
+
+    def check(self):
+        """Raise a UserError before weights that are not finite can be saved."""
+        self.log.check()
+        for name, tensor in unwrap(self.student).state_dict().items():
+            if not torch.isfinite(tensor).all():
+                raise UserError(f'non-finite weights in {name} after epoch {self.epoch + 1}; the '
+                                f'checkpoints in {self.cfg.save_path} are from before: lower lr')
 
     def save(self, result):
         """Write latest.pth, and best.pth and t_best.pth where this evaluation is the best."""

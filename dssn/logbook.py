@@ -33,7 +33,7 @@ class Logbook:
         self.text = open(os.path.join(folder, 'train.log'), 'a', encoding='utf-8')
         self.metrics = os.path.join(folder, 'metrics.jsonl')
         self._forget_from(epoch)
-        self.board = SummaryWriter(folder, purge_step=step if step else None)
+        self.board = SummaryWriter(folder, purge_step=step + 1 if step else None)
         if sys.stderr.isatty():
             self.bar = tqdm(total=self.total_steps, initial=step, unit='step', dynamic_ncols=True)
 
@@ -59,33 +59,39 @@ class Logbook:
             self.text.flush()
 
     def step(self, epoch, step, terms, loss, lr, images):
-        """Take note of a step; every `log_every` steps, check and write the means since.
+        """Take note of a step; every `log_every` steps, `check` and write the means since.
 
         Sums stay on the device in between, so that no step waits for it.
 
         Args:
             images: how many images this process trained on in the step.
-
-        Raises:
-            UserError: a term was not finite, by its name and the steps.
         """
         for name, value in [*terms.losses.items(), *terms.shares.items(), ('loss', loss)]:
+            value = value.detach()
             total, count = self.sums.get(name, (0, 0))
-            self.sums[name] = total + value.detach(), count + 1
-        self.steps, self.images = self.steps + 1, self.images + images
+            self.sums[name] = total + value, count + 1
+            # One step after the first bad term all are bad: note when each went.
+            went = torch.where(torch.isfinite(value), value.new_tensor(math.inf),
+                               value.new_tensor(step + 1.0))
+            self.went[name] = torch.min(self.went[name], went) if name in self.went else went
+        self.images += images
         if self.bar:
             self.bar.update()
         if (step + 1) % self.cfg.log_every == 0 or step + 1 == self.total_steps:
             self._write(epoch, step, lr)
 
+    def check(self):
+        """Raise a UserError if a term has not been finite, by its name and the step."""
+        first = {name: float(step) for name, step in self.went.items()}
+        name = min(first, key=first.get, default=None)
+        if name is not None and math.isfinite(first[name]):
+            raise UserError(f'non-finite loss at step {first[name]:.0f} in term {name}; the '
+                            f'checkpoints in {self.cfg.save_path} are from before: lower lr, or '
+                            'look at the samples of this step')
+
     def _write(self, epoch, step, lr):
+        self.check()
         means = {name: float(total) / count for name, (total, count) in self.sums.items()}
-        for name, value in means.items():
-            if not math.isfinite(value):
-                raise UserError(
-                    f'non-finite loss between steps {step + 2 - self.steps} and {step + 1} in term '
-                    f"{name}; the checkpoints in {self.cfg.save_path} are from before: lower lr, "
-                    'or look at the samples of these steps')
         seconds = max(time.time() - self.since, 1e-9)
         means['images_per_second'] = self.images * self.world.size / seconds
         if self.board:
@@ -97,7 +103,7 @@ class Logbook:
         self._restart()
 
     def _restart(self):
-        self.sums, self.steps, self.images, self.since = {}, 0, 0, time.time()
+        self.sums, self.went, self.images, self.since = {}, {}, 0, time.time()
 
     def pause(self, seconds):
         """Leave out time that was not training from images per second."""

@@ -5,6 +5,7 @@ import numpy as np
 from PIL import Image
 
 from dssn.data.classes import IGNORE_COLOUR, palette
+from dssn.errors import UserError
 
 
 def colour(index, colours):
@@ -31,7 +32,10 @@ class PictureWriter:
     def __init__(self, folder, cfg, samples):
         self.folder, self.samples = folder, samples
         self.colours = palette(cfg.dataset, cfg.nclass)
-        os.makedirs(folder, exist_ok=True)
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            raise UserError(f'--save-dir {folder}: cannot be written ({error.strerror})') from None
 
     def __call__(self, position, image, label, predictions):
         prediction, = predictions.values()

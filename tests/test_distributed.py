@@ -102,10 +102,10 @@ def test_a_rendezvous_that_is_set_wins_over_slurms(joined):
     assert (os.environ['MASTER_ADDR'], os.environ['MASTER_PORT']) == ('chosen', '7')
 
 
-def test_python_in_a_batch_script_is_one_process(joined):
+@pytest.mark.parametrize('step', [{}, {'SLURM_STEP_NUM_TASKS': 1}], ids=['no step', 'step of one'])
+def test_python_in_a_batch_script_is_one_process(joined, step):
     # sbatch -n 4 sets this for the script's shell, where nothing runs four times.
-    world, calls = joined(dict(SLURM_NTASKS=4, SLURM_PROCID=0, SLURM_LOCALID=0,
-                               SLURM_STEP_NUM_TASKS=1))
+    world, calls = joined(dict(step, SLURM_NTASKS=4, SLURM_PROCID=0, SLURM_LOCALID=0))
     assert place(world) == (0, 1, 0) and calls == []
 
 

@@ -413,7 +413,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_name_and_step(tiny_world, monk
 
 def test_no_checkpoint_holds_weights_that_are_not_finite(tiny_world, monkeypatch):
     # Fewer steps an epoch than between lines of the log: the check must not come after the save.
-    world = tiny_world(log_every=50)
+    world = tiny_world(log_every=50, epochs=3)
     poison(monkeypatch, STEPS + 2)
     with pytest.raises(UserError, match='non-finite'):
         train(world.load())

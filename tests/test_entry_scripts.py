@@ -166,6 +166,18 @@ def test_eval_follows_its_flags(networks, tmp_path):
     assert got['miou'] == pytest.approx(expected(student, changed, absent='zero').miou)
 
 
+@pytest.mark.parametrize('flag', [[], ['--absent', 'skip'], ['--absent', 'zero']], ids=' '.join)
+def test_absent_classes_are_left_out_unless_published_means_are_wanted(tiny_world, tmp_path, flag):
+    cfg = tiny_world().load(nclass=6)  # its masks hold three classes
+    model, path = build_model(cfg), str(tmp_path / 'best.pth')
+    model.classifier.weight.data.zero_()
+    model.classifier.bias.data.copy_(torch.arange(6, 0, -1).float())  # all pixels: class 0
+    torch.save({'model': checkpoint.weights(model), 'config': config.to_dict(cfg)}, path)
+    got = run_eval(tmp_path, '--checkpoint', path, *flag)
+    first, counted = got['classes'][0]['iou'], 6 if 'zero' in flag else 3
+    assert got['absent_classes'] == 3 and got['miou'] == pytest.approx(first / counted)
+
+
 def test_the_others_weights_are_refused(networks, tmp_path):
     world, cfg, student, _ = networks
     path = str(tmp_path / 'best.pth')
