@@ -58,7 +58,6 @@ def main(argv=None):
         if not run.finished:
             run.log.say(config.dump(cfg).rstrip())
         run.fit()
-        run.log.close()
     finally:
         world.close()
 

@@ -227,7 +227,7 @@ def parse_assignment(text):
 def unknown_key(place, name, fields):
     close = difflib.get_close_matches(str(name), fields, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ''
-    return f"{place}: unknown key '{name}'{hint} Known keys: {', '.join(sorted(fields))}"
+    return f"{place}: unknown key '{name}'{hint or ';'} Known keys: {', '.join(sorted(fields))}"
 
 
 def check_value(place, field, value):

@@ -116,6 +116,13 @@ class Run:
             log.say(f'{cfg.save_path}: already trained, {self.epoch} of {cfg.epochs} epochs; best '
                     f'mIoU: {best}; nothing to do')
             return
+        try:
+            self._fit()
+        finally:
+            log.close()
+
+    def _fit(self):
+        cfg, log = self.cfg, self.log
         while self.epoch < cfg.epochs:
             started = time.time()
             lr = self.train_epoch()

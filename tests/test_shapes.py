@@ -159,6 +159,8 @@ def full_lists(tmp_path, monkeypatch):
 
 
 def test_committed_lists_are_those_that_the_commands_give(full_lists, tmp_path):
+    # The ceiling of the README: everything labeled.
+    assert tree(full_lists)['train.txt'] == tree(SPLITS)['full/labeled.txt']
     main(['split', str(full_lists / 'train.txt'), '--labeled', '40', '--seed', '0',
           '--out', str(tmp_path / '40')])
     made, committed = tree(tmp_path / '40'), tree(os.path.join(SPLITS, '40'))
