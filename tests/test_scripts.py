@@ -116,6 +116,8 @@ class World:
         return subprocess.Popen(
             ["sh", str(self.root / "scripts" / script)] + [str(arg) for arg in args], cwd=cwd, env=settings,
             start_new_session=True, universal_newlines=True,
+            # A caller in the background ignores Ctrl-C, and its children would inherit that.
+            preexec_fn=lambda: [signal.signal(s, signal.SIG_DFL) for s in (signal.SIGINT, signal.SIGHUP)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def run(self, script, *args, **environment):
