@@ -54,10 +54,6 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def barrier(self):
-        if self.size > 1:
-            dist.barrier()
-
     def close(self):
         if self.size > 1:
             dist.destroy_process_group()

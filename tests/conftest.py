@@ -42,6 +42,14 @@ def draw_pair(rng, size, nclass):
     return np.clip(image, 0, 255).astype(np.uint8), mask.astype(np.uint8)
 
 
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch):
+    """No launcher around the tests is taken for theirs."""
+    for name in list(os.environ):
+        if name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK') or name.startswith('SLURM'):
+            monkeypatch.delenv(name)
+
+
 @pytest.fixture
 def tiny_world(tmp_path):
     """Factory of `World`s; further keys go into the config file."""

@@ -18,14 +18,6 @@ from dssn.models import build_model
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-@pytest.fixture(autouse=True)
-def one_process(monkeypatch):
-    """No launcher around the tests is taken for theirs."""
-    for name in list(os.environ):
-        if name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK') or name.startswith('SLURM'):
-            monkeypatch.delenv(name)
-
-
 def shipped(name):
     return os.path.join(ROOT, 'configs', name + '.yaml')
 
