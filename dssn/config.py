@@ -46,9 +46,14 @@ class Config:
     device: str = key('auto', 'auto: a GPU if there is one', choices=('auto', 'cpu', 'cuda'))
     # data
     dataset: str = key('', 'name of the data set; decides palette, class names and defaults')
-    nclass: int = key(0, 'number of classes', low=2, high=255)
-    classes: List[str] = key([], 'class names in index order; empty: the names known for the '
-                                 'data set, else "class 0", "class 1", ...')
+    nclass: int = key(0, 'number of classes; may be left out where classes are named', low=2,
+                      high=255)
+    classes: List[str] = key([], 'class names in index order, or a text file with one name a line; '
+                                 'empty: the names known for the data set, else "class 0", ...')
+    colours: List[List[int]] = key([], 'a [red, green, blue] (0..255) for each class, for pictures; '
+                                       "empty: the data set's own, or chosen")
+    ignore_index: int = key(255, 'value that masks use for pixels without a class; becomes 255 when '
+                                 'a mask is read, as 255 itself does', low=0, high=255)
     data_root: str = key('', 'folder that the id lists are relative to')
     labeled_id_path: str = key('', 'id list with images and masks')
     unlabeled_id_path: str = key('', 'id list of images without masks')
@@ -156,14 +161,18 @@ def complete(config_class, values, path):
     if not re.fullmatch(r'[A-Za-z0-9_.-]+', values['dataset']):
         raise UserError(f"{path}: dataset = '{values['dataset']}' must be a plain name of letters, "
                         "digits, '_', '-' and '.'")
+    names, colours = values.get('classes') or [], values.get('colours') or []
+    if 'nclass' not in values and names:
+        values['nclass'] = check_value(path, config_class.__dataclass_fields__['nclass'], len(names))
     if 'nclass' not in values:
-        raise UserError(f"{path}: key 'nclass' is missing: the number of classes in the masks")
+        raise UserError(f"{path}: key 'nclass' is missing: the number of classes in the masks (or "
+                        'name the classes in `classes`)')
+    for name, items in (('classes', names), ('colours', colours)):
+        if items and len(items) != values['nclass']:
+            raise UserError(f"{path}: {name} has {len(items)} entries but nclass = "
+                            f"{values['nclass']}; make them agree")
     if not values.get('val_id_path'):
         values['val_id_path'] = f"splits/{values['dataset']}/val.txt"
-    names = values.get('classes') or []
-    if names and len(names) != values['nclass']:
-        raise UserError(f"{path}: classes names {len(names)} classes but nclass = "
-                        f"{values['nclass']}; make them agree")
     return config_class(**values)
 
 
@@ -171,6 +180,12 @@ def names_of_classes(cfg):
     """Names of the classes of `cfg`, in index order."""
     from dssn.data.classes import class_names
     return list(cfg.classes) or class_names(cfg.dataset, cfg.nclass)
+
+
+def colours_of_classes(cfg):
+    """An (R, G, B) for each class of `cfg`, in index order."""
+    from dssn.data.classes import palette
+    return [tuple(colour) for colour in cfg.colours] or palette(cfg.dataset, cfg.nclass)
 
 
 def read_yaml(path):
@@ -235,6 +250,10 @@ def check_value(place, field, value):
     origin = typing.get_origin(field.type) or field.type
     if field.name == 'criterion':
         return check_criterion(place, value)
+    if field.name == 'colours':
+        return check_colours(place, value)
+    if field.name == 'classes':
+        value = read_names(place, value) if isinstance(value, str) and value else value or []
     if origin is list:
         inner, = typing.get_args(field.type)
         if not isinstance(value, (list, tuple)):
@@ -273,6 +292,29 @@ def check_scalar(place, field, kind, value):
             limits = ' and '.join(f'{w} {meta[b]}' for b, w, _ in bounds if b in meta)
             raise UserError(f'{place}: {field.name} = {value!r} must be {limits}: {meta["help"]}')
     return value
+
+
+def check_colours(place, value):
+    """A list of [red, green, blue]."""
+    for colour in value if isinstance(value, (list, tuple)) else [value]:
+        if not isinstance(colour, (list, tuple)) or len(colour) != 3 or not all(
+                isinstance(c, int) and not isinstance(c, bool) and 0 <= c <= 255 for c in colour):
+            raise UserError(f'{place}: colours holds {colour!r}; write one [red, green, blue] a '
+                            'class, each a whole number from 0 to 255')
+    return [list(colour) for colour in value]
+
+
+def read_names(place, path):
+    """Class names from a text file: one a line, empty lines skipped."""
+    try:
+        with open(path, encoding='utf-8-sig') as file:
+            names = [line.strip() for line in file if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{place}: classes = '{path}' cannot be read as a text file of names "
+                        f'({error}); write a list, or a file with one name a line') from None
+    if not names:
+        raise UserError(f"{place}: classes = '{path}' names no class; write one name a line")
+    return names
 
 
 def check_criterion(place, value):

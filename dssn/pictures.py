@@ -4,7 +4,8 @@ import os
 import numpy as np
 from PIL import Image
 
-from dssn.data.classes import IGNORE_COLOUR, palette
+from dssn.config import colours_of_classes
+from dssn.data.classes import IGNORE_COLOUR
 from dssn.errors import UserError
 
 
@@ -31,7 +32,7 @@ class PictureWriter:
 
     def __init__(self, folder, cfg, samples):
         self.folder, self.samples = folder, samples
-        self.colours = palette(cfg.dataset, cfg.nclass)
+        self.colours = colours_of_classes(cfg)
         try:
             os.makedirs(folder, exist_ok=True)
         except OSError as error:

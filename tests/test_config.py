@@ -417,3 +417,40 @@ def test_help_tells_every_key_of_the_method(method):
     assert '0.002' in lines['lr'] and 'float' in lines['lr']
     assert ('gate' in lines) == (method == 'DSSN')
     assert all(len(line.split(': ', 1)[1]) > 5 for line in lines.values())
+
+
+# Own data: names, colours and the ignored value.
+
+def test_classes_may_lie_in_a_file_and_decide_nclass(write, tmp_path):
+    names = tmp_path / 'my names.txt'
+    names.write_text('road\n\n  car park \ntree', encoding='utf-8')
+    cfg = config.load(write(f"dataset: mine\nclasses: '{names}'\n"))
+    assert cfg.classes == ['road', 'car park', 'tree'] and cfg.nclass == 3
+    # The resolved config carries the names: it loads where the file is not.
+    assert config.from_dict(config.to_dict(cfg), 'x.pth') == cfg
+    assert config.load(write('dataset: mine\nclasses: [a, b]\n')).nclass == 2
+
+
+@pytest.mark.parametrize('line, words', [
+    ('classes: none.txt', ('none.txt', 'one name a line')), ('classes: [a]', ('nclass', '1')),
+    ('classes: [a, 2]', ('classes', 'text')), ('nclass: 3\nclasses: [a, b]', ('2', '3', 'agree')),
+    ('nclass: 2\ncolours: [[1, 2, 3]]', ('colours', '1', '2', 'agree')),
+    ('nclass: 2\ncolours: [[1, 2, 3], [4, 5]]', ('colours', '[4, 5]', 'red')),
+    ('nclass: 2\ncolours: [[1, 2, 3], [4, 5, 256]]', ('colours', '256', '255')),
+    ('nclass: 2\ncolours: red', ('colours', 'red')),
+    ('nclass: 2\nignore_index: 256', ('ignore_index', '256')),
+    ('nclass: 2\nignore_index: -1', ('ignore_index', '-1'))])
+def test_impossible_names_colours_and_ignored_values(write, line, words):
+    refused(write('dataset: mine\n' + line + '\n'), *words)
+
+
+def test_a_file_of_names_may_not_be_empty(write, tmp_path):
+    (tmp_path / 'empty.txt').write_text('\n')
+    refused(write(f"dataset: mine\nclasses: {tmp_path / 'empty.txt'}\n"), 'empty.txt', 'no class')
+
+
+def test_colours_are_the_users_or_the_data_sets(write):
+    cfg = config.load(write(SMALLEST + 'colours: [[1, 2, 3], [0, 0, 0], [255, 254, 253]]\n'))
+    assert config.colours_of_classes(cfg) == [(1, 2, 3), (0, 0, 0), (255, 254, 253)]
+    road = config.colours_of_classes(config.load(write('dataset: cityscapes\nnclass: 19\n')))[0]
+    assert road == (128, 64, 128)

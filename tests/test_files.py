@@ -189,3 +189,19 @@ def test_an_image_of_more_than_8_bits_is_refused(tmp_path, mode):
     with pytest.raises(UserError) as caught:
         open_image(str(tmp_path), Sample(name, None, 'list.txt line 1'))
     assert 'list.txt line 1' in str(caught.value) and '8 bits' in str(caught.value)
+
+
+def test_the_users_ignored_value_becomes_255_beside_255_itself(tmp_path):
+    indices = INDICES.copy()
+    indices[0, :3], indices[1, 2:4] = 77, 255
+    mask_of(tmp_path, Image.fromarray(INDICES))
+    Image.fromarray(indices).save(str(tmp_path / 'mask.png'))
+    opened = np.asarray(open_mask(str(tmp_path), SAMPLE, NCLASS, SIZE, ignore_index=77))
+    expected = indices.copy()
+    expected[0, :3] = 255
+    np.testing.assert_array_equal(opened, expected)
+    # A class may be what is ignored: its pixels are then not of it any more.
+    opened = np.asarray(open_mask(str(tmp_path), SAMPLE, 78, SIZE, ignore_index=0))
+    np.testing.assert_array_equal(opened == 255, (indices == 0) | (indices == 255))
+    with pytest.raises(UserError, match='value 77 on 3 pixels.*or 9 or 255 for ignore'):
+        open_mask(str(tmp_path), SAMPLE, NCLASS, SIZE, ignore_index=9)

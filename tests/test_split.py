@@ -1,14 +1,19 @@
-"""Cutting a list into a labeled and an unlabeled part, as a function and as a command."""
+"""Making labeled, unlabeled and val lists, as a function and as a command."""
+import argparse
 import os
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dssn.data.__main__ import main
-from dssn.data.lists import read_list
-from dssn.data.split import parse_share, split
+from dssn.data.arguments import count_or_share
+from dssn.data.lists import Sample, read_list
+from dssn.data.split import choose
 from dssn.errors import UserError
 
 
@@ -20,104 +25,218 @@ def source(tmp_path):
     return path
 
 
-def parts(out):
-    return (read_list(os.path.join(str(out), 'labeled.txt')),
-            read_list(os.path.join(str(out), 'unlabeled.txt'), masks=False))
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """The working directory holds `my set/photos/0..19.jpg`, the first 12 with masks; every mask
+    shows class 0 and ignored pixels, two of them (4 and 9) class 5 too."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ('photos', 'masks'):
+        (tmp_path / 'my set' / folder).mkdir(parents=True)
+    for i in range(20):
+        Image.new('RGB', (8, 6)).save('my set/photos/%d.jpg' % i)
+        mask = np.zeros((6, 8), np.uint8)
+        mask[0], mask[1, 1:4] = 255, 5 if i in (4, 9) else 0
+        if i < 12:
+            Image.fromarray(mask).save('my set/masks/%d.png' % i)
+
+
+FOLDERS = ['split', '--images', 'my set/photos', '--masks', 'my set/masks', '--out', 'lists/a']
+
+
+def images(path, masks=False):
+    return [sample.image for sample in read_list(str(path), masks)]
+
+
+def samples_of(n, masked=None):
+    return [Sample('%d.jpg' % i, '%d.png' % i if masked is None or i < masked else None, '')
+            for i in range(n)]
 
 
 @pytest.mark.parametrize('text, value', [
     ('40', 40), ('1', 1), ('1/8', Fraction(1, 8)), ('1/16', Fraction(1, 16)),
-    ('2/3', Fraction(2, 3)), ('3/24', Fraction(1, 8))])
-def test_shares_that_are_read(text, value):
-    assert parse_share(text) == value and type(parse_share(text)) is type(value)
+    ('2/3', Fraction(2, 3)), ('3/24', Fraction(1, 8)), ('0.2', Fraction(1, 5)), ('1.0', 1)])
+def test_amounts_that_are_read(text, value):
+    read = count_or_share(text)
+    assert read == value and isinstance(read, Fraction) == ('/' in text or '.' in text)
 
 
-@pytest.mark.parametrize('text', ['0', '-3', '', 'many', '0.5', '1/0', '0/8', '-1/8', '9/8',
+@pytest.mark.parametrize('text', ['0', '-3', '', 'many', '1/0', '0/8', '-1/8', '9/8', '0.0', '1.2',
                                   '1/8/2', 'a/b', '1e2'])
-def test_shares_that_are_refused(text):
-    with pytest.raises(UserError) as caught:
-        parse_share(text)
-    for word in ('--labeled ' + text, '40', '1/8'):
+def test_amounts_that_are_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError) as caught:
+        count_or_share(text)
+    for word in ("'%s'" % text, '40', '1/8'):
         assert word in str(caught.value)
 
 
 @pytest.mark.parametrize('share, count', [
-    (1, 1), (7, 7), (47, 47), (Fraction(1, 2), 24), (Fraction(1, 8), 6), (Fraction(1, 16), 3),
-    (Fraction(1, 100), 1)])  # at least one
-def test_both_parts_together_are_the_list(source, tmp_path, share, count):
-    assert split(source, share, 0, str(tmp_path / 'out')) == (count, 48 - count)
-    labeled, unlabeled = parts(tmp_path / 'out')
-    assert (len(labeled), len(unlabeled)) == (count, 48 - count)
-    everything = {s.image: s.mask for s in read_list(source)}
-    images = [s.image for s in labeled + unlabeled]
-    assert sorted(images) == sorted(everything) and len(set(images)) == 48
-    assert all(everything[s.image] == s.mask for s in labeled)
-    # Unlabeled images are trained on without masks: the list does not name any.
-    assert all(s.mask is None for s in unlabeled)
-    for part in (labeled, unlabeled):
-        numbers = [int(s.image[len('images/'):-len('.jpg')]) for s in part]
-        assert numbers == sorted(numbers)
+    (1, 1), (7, 7), (47, 47), (48, 48), (Fraction(1, 2), 24), (Fraction(1, 8), 6),
+    (Fraction(1, 16), 3), (Fraction(1, 100), 1)])  # at least one
+def test_the_parts_are_the_whole_and_keep_its_order(share, count):
+    labeled, unlabeled, val = choose(samples_of(48), share, 0, 0, {})
+    assert len(labeled) == count and val == []
+    assert sorted(labeled + unlabeled) == list(range(48))
+    assert labeled == sorted(labeled) and unlabeled == sorted(unlabeled)
 
 
-def chosen(source, out, seed, count=12):
-    split(source, count, seed, str(out))
-    return tuple(s.image for s in parts(out)[0])
+def test_every_sample_has_the_same_chance():
+    n, counts = 400, np.zeros((2, 24))
+    for seed in range(n):
+        labeled, _, val = choose(samples_of(24), 6, 4, seed, {})
+        counts[0, labeled] += 1
+        counts[1, val] += 1
+    for row, share in zip(counts, (1 / 4, 1 / 6)):  # five deviations at most
+        assert (abs(row - n * share) < 5 * (n * share * (1 - share)) ** 0.5).all()
 
 
-def test_the_seed_decides_which(source, tmp_path):
-    choices = [chosen(source, tmp_path / str(i), seed) for i, seed in enumerate([0, 0, 1, 2])]
-    assert choices[0] == choices[1]
-    assert len(set(choices)) == 3
+def test_val_depends_on_the_seed_but_not_on_the_number_labeled():
+    vals = [choose(samples_of(48), labeled, Fraction(1, 5), seed, {})[2]
+            for labeled, seed in ((3, 0), (20, 0), (None, 0), (3, 1))]
+    assert len(vals[0]) == 10  # a fifth, rounded up
+    assert vals[0] == vals[1] == vals[2] != vals[3]
 
 
-def test_every_sample_has_the_same_chance(source, tmp_path):
-    n = 200
-    images = [image for seed in range(n) for image in chosen(source, tmp_path / 'o', seed)]
-    counts = [images.count(s.image) for s in read_list(source)]
-    # A quarter of the draws each, five deviations at most.
-    assert all(abs(count - n / 4) < 5 * (n * 0.25 * 0.75) ** 0.5 for count in counts)
+def test_fewer_labels_of_a_seed_are_among_more_of_it():
+    few, many = (choose(samples_of(48), n, 5, 3, {})[0] for n in (4, 20))
+    assert set(few) < set(many)
 
 
-def test_paths_with_spaces_survive(tmp_path):
-    path = str(tmp_path / 'list.txt')
-    with open(path, 'w') as file:
-        file.writelines('my images/%d.jpg\tmy masks/%d.png\n' % (i, i) for i in range(6))
-    split(path, 2, 0, str(tmp_path / 'out'))
-    labeled, unlabeled = parts(tmp_path / 'out')
-    assert all(s.mask == s.image.replace('images', 'masks').replace('jpg', 'png') for s in labeled)
-    assert all(s.image.startswith('my images/') and s.image.endswith('.jpg') for s in unlabeled)
-    assert len(labeled) == 2 and len(unlabeled) == 4
+def test_samples_without_masks_are_unlabeled():
+    labeled, unlabeled, val = choose(samples_of(20, masked=8), None, 3, 0, {})
+    assert len(val) == 3 and sorted(labeled + val) == list(range(8))
+    assert unlabeled == list(range(8, 20))
+    # A share of the labeled is one of all training images, as in the published splits.
+    assert len(choose(samples_of(20, masked=8), Fraction(1, 4), 0, 0, {})[0]) == 5
 
 
-def test_more_labeled_samples_than_there_are(source, tmp_path):
-    with pytest.raises(UserError) as caught:
-        split(source, 49, 0, str(tmp_path / 'out'))
-    for word in ('--labeled 49', source, '48'):
-        assert word in str(caught.value)
-    assert not os.path.exists(str(tmp_path / 'out'))
+@pytest.mark.parametrize('labeled, val, message', [
+    (9, 0, '--labeled 9: only 8 samples have masks and are not in val'),
+    (6, 3, '--labeled 6: only 5 samples'), (None, 8, 'no labeled samples: only 0 samples'),
+    (1, 9, '--val 9: only 8 samples have masks')])
+def test_more_than_have_masks(labeled, val, message):
+    with pytest.raises(UserError, match=message):
+        choose(samples_of(20, masked=8), labeled, val, 0, {})
 
 
-def test_a_bad_list_and_a_folder_that_cannot_be_written(source, tmp_path):
-    with pytest.raises(UserError, match='no such id list'):
-        split(str(tmp_path / 'none.txt'), 2, 0, str(tmp_path / 'out'))
-    # A file stands where the folder should be: not even root can write there.
-    with pytest.raises(UserError, match='--out .*train.txt'):
-        split(source, 2, 0, source)
-    images_only = str(tmp_path / 'images.txt')
-    with open(images_only, 'w') as file:
-        file.write('a.jpg\nb.jpg\n')
-    with pytest.raises(UserError, match='images.txt line 1.*no mask'):
-        split(images_only, 1, 0, str(tmp_path / 'out'))
+def test_stratified_every_class_is_among_the_labeled_then_among_val():
+    # Class 9 lies in one image, 8 in two, 7 in two others, 0 everywhere.
+    classes = {i: {0} for i in range(30)}
+    for i, value in ((17, 9), (3, 8), (22, 8), (4, 7), (29, 7)):
+        classes[i].add(value)
+    missed = 0
+    for seed in range(20):
+        labeled, unlabeled, val = choose(samples_of(30), 4, 6, seed, classes)
+        shown = [set().union(*(classes[i] for i in part)) for part in (labeled, val)]
+        assert shown == [{0, 7, 8, 9}, {0, 7, 8}]
+        assert sorted(labeled + unlabeled + val) == list(range(30)) and len(labeled) == 4
+        plain = choose(samples_of(30), 4, 6, seed, {})[0]
+        missed += {0, 7, 8, 9} != set().union(*(classes[i] for i in plain))
+    assert missed > 10  # the plain choice does not see to it
 
 
-def test_the_command(source, tmp_path, capsys):
-    main(['split', source, '--labeled', '1/8', '--out', str(tmp_path / 'a')])
+def test_stratified_with_fewer_labels_than_classes_takes_the_rarest():
+    classes = {i: {i // 10} for i in range(24)}  # classes 0 and 1 ten times, 2 four times
+    labeled, _, _ = choose(samples_of(24), 1, 0, 0, classes)
+    assert classes[labeled[0]] == {2}
+
+
+def test_the_command_cuts_a_list(source, tmp_path, capsys):
+    assert main(['split', source, '--labeled', '1/8', '--out', str(tmp_path / 'a')]) == 0
     said = capsys.readouterr().out
-    assert '6 labeled' in said and '42 unlabeled' in said and 'seed 0' in said
+    assert 'labeled.txt: 6 samples' in said and 'unlabeled.txt: 42 samples' in said
     main(['split', source, '--labeled', '6', '--seed', '0', '--out', str(tmp_path / 'b')])
     main(['split', source, '--labeled', '6', '--seed', '9', '--out', str(tmp_path / 'c')])
-    a, b, c = ([s.image for s in parts(tmp_path / name)[0]] for name in 'abc')
+    a, b, c = (images(tmp_path / name / 'labeled.txt', True) for name in 'abc')
     assert a == b != c
+    # Unlabeled images are trained on without masks: the list names none.
+    rest = read_list(str(tmp_path / 'a' / 'unlabeled.txt'), False)
+    assert len(rest) == 42 and all(sample.mask is None for sample in rest)
+    assert not (tmp_path / 'val.txt').exists()
+
+
+def test_the_command_on_folders(folders, capsys):
+    assert main(FOLDERS + ['--val', '0.25', '--labeled', '5']) == 0
+    said = capsys.readouterr().out
+    assert 'set data_root' in said and 'relative to my set' in said
+    labeled, val = (read_list(path) for path in ('lists/a/labeled.txt', 'lists/val.txt'))
+    unlabeled = images('lists/a/unlabeled.txt')
+    assert (len(labeled), len(val), len(unlabeled)) == (5, 3, 12)
+    everything = [sample.image for sample in labeled + val] + unlabeled
+    assert sorted(everything) == sorted('photos/%d.jpg' % i for i in range(20))
+    for image, mask, _ in labeled + val:
+        assert mask == image.replace('photos', 'masks').replace('jpg', 'png')
+
+
+def test_all_that_have_masks_are_labeled_by_default(folders, capsys):
+    assert main(FOLDERS) == 0
+    assert len(images('lists/a/labeled.txt')) == 12 and len(images('lists/a/unlabeled.txt')) == 8
+
+
+def test_stratified_on_folders_opens_the_masks(folders, capsys):
+    for seed in range(6):
+        out = 'lists%d/a' % seed
+        assert main(FOLDERS[:-1] + [out, '--labeled', '2', '--stratified', '--seed', str(seed)]) == 0
+        assert {'photos/4.jpg', 'photos/9.jpg'} & set(images(out + '/labeled.txt'))
+    assert 'no labeled image' not in capsys.readouterr().out
+    # One label cannot show what it must, where the only image with class 6 lacks class 5.
+    mask = np.full((6, 8), 6, np.uint8)
+    Image.fromarray(mask).save('my set/masks/0.png')
+    main(FOLDERS[:-1] + ['lists/b', '--labeled', '1', '--stratified'])
+    said = capsys.readouterr().out
+    assert images('lists/b/labeled.txt') == ['photos/0.jpg']
+    assert 'no labeled image shows mask value 0' in said and 'mask value 5' in said
+    assert 'mask value 255' not in said
+    main(FOLDERS[:-1] + ['lists/c', '--labeled', '1', '--stratified', '--ignore-index', '6'])
+    assert set(images('lists/c/labeled.txt')) <= {'photos/4.jpg', 'photos/9.jpg'}
+
+
+def test_a_val_list_is_held_out_and_not_replaced(folders, capsys):
+    main(FOLDERS + ['--val', '3'])
+    held_out = Path('lists/val.txt').read_text()
+    # Another split of the same data: the list is named, the same seed chooses it again.
+    for more in (['--val', 'lists/val.txt', '--seed', '8'], ['--val', '3']):
+        assert main(FOLDERS[:-1] + ['lists/b', '--labeled', '2'] + more) == 0
+        assert Path('lists/val.txt').read_text() == held_out
+        assert not set(images('lists/val.txt')) & set(
+            images('lists/b/labeled.txt') + images('lists/b/unlabeled.txt'))
+    assert main(FOLDERS[:-1] + ['lists/c', '--labeled', '2', '--val', '3', '--seed', '8']) == 1
+    assert 'val.txt is there and holds other samples' in capsys.readouterr().err
+    assert Path('lists/val.txt').read_text() == held_out and not os.path.exists('lists/c')
+
+
+def test_a_list_of_the_val_samples_is_copied_to_where_training_looks(folders, capsys):
+    with open('mine.txt', 'w') as file:
+        file.write('photos/0.jpg\tmasks/0.png\n')
+    assert main(FOLDERS + ['--val', 'mine.txt']) == 0
+    assert images('lists/val.txt') == ['photos/0.jpg']
+    assert len(images('lists/a/labeled.txt')) == 11
+
+
+def test_masks_without_an_image_are_told(folders, capsys):
+    os.remove('my set/photos/3.jpg')
+    main(FOLDERS)
+    assert '1 masks have no image, such as my set/masks/3.png' in capsys.readouterr().out
+
+
+def test_bad_lists_and_a_folder_that_cannot_be_written(source, tmp_path, capsys):
+    for arguments, message in [
+            ([str(tmp_path / 'none.txt'), '--out', str(tmp_path / 'o')], 'no such id list'),
+            ([source, '--val', 'none.txt', '--out', str(tmp_path / 'o')], 'none.txt: no such id'),
+            # A file stands where the folder should be: not even root can write there.
+            ([source, '--out', source], 'train.txt: cannot be written')]:
+        assert main(['split', '--labeled', '2'] + arguments) == 1
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / 'o').exists()
+
+
+@pytest.mark.parametrize('arguments', [
+    [], ['--images', 'i'], ['list', '--images', 'i', '--masks', 'm'], ['list', '--masks', 'm'],
+    ['list', '--stratified'], ['list', '--data-root', 'd'], ['list', '--labeled', '1/0'],
+    ['list', '--seed', '-1'], ['list', '--mask-suffix', '_m']])
+def test_wrong_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(['split', '--out', 'o'] + arguments)
+    assert caught.value.code == 2 and 'usage' in capsys.readouterr().err
 
 
 def test_the_command_prints_a_mistake_as_one_line(source):

@@ -46,7 +46,7 @@ class TrainSet(Dataset):
     def labeled_row(self, draw):
         cfg, sample = self.cfg, self.labeled[draw.labeled]
         image = open_image(cfg.data_root, sample)
-        mask = open_mask(cfg.data_root, sample, cfg.nclass, image.size)
+        mask = open_mask(cfg.data_root, sample, cfg.nclass, image.size, cfg.ignore_index)
         rng = generator(cfg.seed, draw.labeled_pass, draw.labeled, LABELED + BASE)
         image, mask = base_view(image, mask, cfg.crop_size, rng)
         return Labeled(to_tensor(image), label_tensor(mask), torch.tensor(draw.labeled))
@@ -91,7 +91,8 @@ class EvalSet(Dataset):
         sample = self.samples[index]
         try:
             image = open_image(self.cfg.data_root, sample)
-            mask = open_mask(self.cfg.data_root, sample, self.cfg.nclass, image.size)
+            mask = open_mask(self.cfg.data_root, sample, self.cfg.nclass, image.size,
+                             self.cfg.ignore_index)
         except UserError as error:
             return error
         return to_tensor(image), label_tensor(mask), index

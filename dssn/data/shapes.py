@@ -10,6 +10,7 @@ import os
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from dssn.data.arguments import positive_number, whole_number
 from dssn.data.classes import CLASSES
 from dssn.data.lists import Sample, write_list
 from dssn.errors import UserError
@@ -21,6 +22,23 @@ RELIABLE = 0.75                              # how often a hint is true
 N_TRAIN, N_VAL = 440, 120
 SEED = 2023
 DRAWING = 1  # raised when other pixels come from the same seed
+
+
+def add_arguments(parser):
+    """Draw the shapes data set as JPEG images, PNG masks and id lists; nothing where it is there."""
+    parser.add_argument('--root', default='data/shapes', help='folder (default: %(default)s)')
+    parser.add_argument('--train', type=positive_number, default=N_TRAIN,
+                        help='images (default: %(default)s)')
+    parser.add_argument('--val', type=positive_number, default=N_VAL,
+                        help='images (default: %(default)s)')
+    parser.add_argument('--seed', type=whole_number, default=SEED, help='default: %(default)s')
+
+
+def run(args):
+    drawn = draw_set(args.root, args.train, args.val, args.seed)
+    print(f'{args.root}: {args.train} train and {args.val} val images '
+          + ('drawn' if drawn else 'are there already'))
+    return 0
 
 
 def draw_set(root, n_train=N_TRAIN, n_val=N_VAL, seed=SEED):

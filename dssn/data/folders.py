@@ -1,0 +1,125 @@
+"""Finding a user's images and masks in folders or by globs, and pairing them by stem."""
+import glob
+import os
+
+from dssn.data.lists import Sample
+from dssn.errors import UserError
+
+IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
+MASK_ENDINGS = ('.png', '.bmp', '.tif', '.tiff', '.gif', '.pgm')
+SHOWN = 3
+
+
+def pair_files(images, masks, mask_suffixes=('',), image_suffix='', data_root=None):
+    """All images with their masks, where there is one.
+
+    A mask belongs to the image whose stem (file name without ending and `image_suffix`) is its
+    own without one of `mask_suffixes`. Where several images share a stem, the one in the folder
+    of the same relative path is meant.
+
+    Args:
+        images, masks: folders, searched with all below them, or globs ('**' spans folders).
+        mask_suffixes, image_suffix: what stems end in, such as '_mask'; may be ''.
+        data_root: folder that the samples are relative to; by default the closest common one.
+
+    Returns:
+        (`Sample`s in the order of their paths, mask None where there is none; data_root;
+        paths of masks without an image).
+
+    Raises:
+        UserError: nothing found, two masks for an image, images that cannot be told apart, JPEG
+            masks, or files outside `data_root`.
+    """
+    image_files, image_base = find_files(images, IMAGE_ENDINGS, '--images')
+    mask_files, mask_base = find_files(masks, MASK_ENDINGS, '--masks')
+    # One folder may hold both: a file is then a mask if its stem says so.
+    image_keys = {path: key_of(path, image_base, [image_suffix]) for path in image_files}
+    mask_keys = {path: key_of(path, mask_base, mask_suffixes) for path in mask_files}
+    shared = set(image_files) & set(mask_files)
+    if shared and '' in mask_suffixes:
+        raise UserError(f'--images {images} and --masks {masks} both find {min(shared)}; give a '
+                        '--mask-suffix, or globs that tell images from masks')
+    image_keys = {path: key for path, key in image_keys.items()
+                  if key and not (path in shared and mask_keys[path])}
+    mask_keys = {path: key for path, key in mask_keys.items() if key}
+    mask_of, alone = match(image_keys, mask_keys)
+    if not mask_of:
+        raise UserError(f'--masks {masks}: no mask matches an image by stem (image '
+                        f'{min(image_keys, default=image_files[0])}, mask {mask_files[0]}); a mask '
+                        'is named as its image, or with a --mask-suffix or --image-suffix more')
+    root = data_root or common_folder([image_base, mask_base])
+    samples = [Sample(relative(path, root), mask_of.get(path) and relative(mask_of[path], root),
+                      path) for path in sorted(image_keys)]
+    return samples, root, alone
+
+
+def find_files(pattern, endings, flag):
+    """(sorted files with one of the endings, the folder that their relative paths start from)."""
+    if os.path.isdir(pattern):
+        base = pattern
+        found = [os.path.join(folder, name) for folder, _, names in os.walk(pattern)
+                 for name in names if not name.startswith('.')]
+    else:
+        found = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
+        fixed = pattern.split('*')[0].split('?')[0].split('[')[0]
+        base = os.path.dirname(fixed) or '.'
+    files = sorted(os.path.normpath(p) for p in found if p.lower().endswith(endings))
+    if not files:
+        jpegs = [path for path in found if path.lower().endswith(('.jpg', '.jpeg'))]
+        if jpegs:
+            raise UserError(f'{flag} {pattern}: {jpegs[0]} is a JPEG, which blurs class indices; '
+                            'save masks as PNG')
+        raise UserError(f'{flag} {pattern}: no file found with an ending of '
+                        f"{', '.join(endings)}; name a folder, or quote a glob")
+    return files, os.path.normpath(base)
+
+
+def key_of(path, base, suffixes):
+    """(stem without its suffix, relative folder), or None where no suffix fits."""
+    stem = os.path.splitext(os.path.basename(path))[0]
+    for suffix in sorted(suffixes, key=len, reverse=True):
+        if stem.endswith(suffix) and len(stem) > len(suffix):
+            return stem[:len(stem) - len(suffix)], os.path.relpath(os.path.dirname(path), base)
+    return None
+
+
+def match(image_keys, mask_keys):
+    """({image: mask}, masks without an image)."""
+    by_stem = {}
+    for path, (stem, folder) in sorted(image_keys.items()):
+        by_stem.setdefault(stem, {}).setdefault(folder, []).append(path)
+    mask_of, alone = {}, []
+    for mask, (stem, folder) in sorted(mask_keys.items()):
+        folders = by_stem.get(stem, {})
+        candidates = [path for paths in folders.values() for path in paths]
+        if len(candidates) > 1:
+            candidates = folders.get(folder, [])
+        if len(candidates) > 1 or (not candidates and len(folders) > 1):
+            paths = sorted(path for group in folders.values() for path in group)
+            raise UserError(f"mask {mask}: {len(paths)} images have its stem '{stem}' "
+                            f"({', '.join(paths[:SHOWN])}); name images apart, or lay masks out in "
+                            'the same folders as images')
+        if not candidates:
+            alone.append(mask)
+            continue
+        image, = candidates
+        if image in mask_of:
+            raise UserError(f'image {image}: two masks match it, {mask_of[image]} and {mask}; '
+                            'remove one, or narrow --masks or --mask-suffix')
+        mask_of[image] = mask
+    return mask_of, alone
+
+
+def common_folder(folders):
+    """The closest folder that holds all of them, relative if they are."""
+    common = os.path.commonpath([os.path.abspath(folder) for folder in folders])
+    return common if all(os.path.isabs(folder) for folder in folders) else os.path.relpath(common)
+
+
+def relative(path, root):
+    """`path` as a list names it: below the data root, with forward slashes."""
+    inside = os.path.relpath(os.path.abspath(path), os.path.abspath(root))
+    if inside.split(os.sep)[0] == os.pardir:
+        raise UserError(f'{path}: outside --data-root {root}; name a folder that holds images and '
+                        'masks')
+    return inside.replace(os.sep, '/')

@@ -1,0 +1,112 @@
+"""Pairing a user's images and masks by stem."""
+import os
+
+import pytest
+
+from dssn.data.folders import pair_files
+from dssn.errors import UserError
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """Factory of empty files below a fresh working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(*names):
+        for name in names:
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b'')
+    return make
+
+
+def pairs(*args, **keys):
+    samples, root, alone = pair_files(*args, **keys)
+    return [sample[:2] for sample in samples], root, alone
+
+
+def test_folders_are_paired_by_stem_and_images_without_mask_are_kept(tree):
+    tree('set/photos/b.jpg', 'set/photos/a.PNG', 'set/photos/c.jpeg', 'set/masks/a.png',
+         'set/masks/c.png', 'set/masks/gone.png', 'set/photos/notes.txt', 'set/photos/.hidden.jpg')
+    assert pairs('set/photos', 'set/masks') == (
+        [('photos/a.PNG', 'masks/a.png'), ('photos/b.jpg', None),
+         ('photos/c.jpeg', 'masks/c.png')], 'set', [os.path.join('set', 'masks', 'gone.png')])
+
+
+def test_paths_with_spaces_and_an_absolute_folder(tree, tmp_path):
+    tree('my set/in put/a b.jpg', 'my set/truth/a b.png')
+    samples, root, alone = pairs(str(tmp_path / 'my set' / 'in put'), 'my set/truth')
+    assert samples == [('in put/a b.jpg', 'truth/a b.png')] and alone == []
+    assert os.path.abspath(root) == str(tmp_path / 'my set')
+
+
+def test_several_mask_suffixes_the_longest_first(tree):
+    tree('i/1.jpg', 'i/2.jpg', 'i/3.jpg', 'm/1_mask.png', 'm/2_gt_mask.png', 'm/3.png')
+    found, _, alone = pairs('i', 'm', ['_mask', '_gt_mask', ''])
+    assert found == [('i/1.jpg', 'm/1_mask.png'), ('i/2.jpg', 'm/2_gt_mask.png'),
+                     ('i/3.jpg', 'm/3.png')] and alone == []
+    found, _, alone = pairs('i', 'm', ['_mask'])
+    # Only what ends so is a mask: 3.png is none, and 2_gt has no image.
+    assert found == [('i/1.jpg', 'm/1_mask.png'), ('i/2.jpg', None), ('i/3.jpg', None)]
+    assert alone == [os.path.join('m', '2_gt_mask.png')]
+
+
+def test_the_layout_of_cityscapes(tree):
+    for city in ('ulm', 'bonn'):
+        tree(f'c/leftImg8bit/train/{city}/{city}_1_leftImg8bit.png',
+             f'c/gtFine/train/{city}/{city}_1_gtFine_labelTrainIds.png',
+             f'c/gtFine/train/{city}/{city}_1_gtFine_color.png')
+    found, root, alone = pairs('c/leftImg8bit', 'c/gtFine', ['_gtFine_labelTrainIds'],
+                               '_leftImg8bit')
+    assert root == 'c' and alone == [] and found == [
+        (f'leftImg8bit/train/{city}/{city}_1_leftImg8bit.png',
+         f'gtFine/train/{city}/{city}_1_gtFine_labelTrainIds.png') for city in ('bonn', 'ulm')]
+
+
+def test_equal_stems_are_told_apart_by_their_folders(tree):
+    tree('i/day/1.jpg', 'i/night/1.jpg', 'm/day/1.png', 'm/night/1.png')
+    found, _, _ = pairs('i', 'm')
+    assert found == [('i/day/1.jpg', 'm/day/1.png'), ('i/night/1.jpg', 'm/night/1.png')]
+
+
+def test_equal_stems_that_cannot_be_told_apart(tree):
+    tree('i/day/1.jpg', 'i/night/1.jpg', 'm/1.png')
+    with pytest.raises(UserError, match=r"m.1.png: 2 images have its stem '1' \(i.day.1.jpg"):
+        pair_files('i', 'm')
+
+
+def test_globs(tree):
+    tree('d/s1/rgb/a.jpg', 'd/s1/seg/a.png', 'd/s2/rgb/b.jpg', 'd/s2/seg/b.png', 'd/s2/rgb/b.txt')
+    found, root, _ = pairs('d/*/rgb/*', 'd/*/seg/*.png')
+    assert root == 'd'
+    assert found == [('s1/rgb/a.jpg', 's1/seg/a.png'), ('s2/rgb/b.jpg', 's2/seg/b.png')]
+
+
+def test_one_folder_for_both(tree):
+    tree('d/a.png', 'd/a_mask.png', 'd/b.png')
+    assert pairs('d', 'd', ['_mask'])[0] == [('a.png', 'a_mask.png'), ('b.png', None)]
+    with pytest.raises(UserError, match='both find d.a.png; give a --mask-suffix'):
+        pair_files('d', 'd')
+    tree('e/a.jpg', 'e/a.png')
+    assert pairs('e/*.jpg', 'e/*.png')[0] == [('a.jpg', 'a.png')]
+
+
+def test_data_root_may_be_named_and_must_hold_everything(tree):
+    tree('x/set/i/a.jpg', 'x/set/m/a.png')
+    assert pairs('x/set/i', 'x/set/m', data_root='x')[:2] == (
+        [('set/i/a.jpg', 'set/m/a.png')], 'x')
+    with pytest.raises(UserError, match='x.set.i.a.jpg: outside --data-root x.set.m'):
+        pair_files('x/set/i', 'x/set/m', data_root='x/set/m')
+
+
+@pytest.mark.parametrize('names, message', [
+    (['m/a.png'], r'--images i: no file found with an ending of .jpg'),
+    (['i/a.jpg'], r'--masks m: no file found'),
+    (['i/a.jpg', 'm/a.jpg'], r'm.a.jpg is a JPEG, which blurs class indices; save masks as PNG'),
+    (['i/a.jpg', 'm/b.png'], r'no mask matches an image by stem \(image i.a.jpg, mask m.b.png\)'),
+    (['i/a.jpg', 'm/a.png', 'm/x/a.png'], r'image i.a.jpg: two masks match it, m.a.png and m.x.a'),
+])
+def test_what_is_refused(tree, names, message):
+    tree(*names)
+    with pytest.raises(UserError, match=message):
+        pair_files('i', 'm')
