@@ -1,4 +1,7 @@
-"""ImageNet weights for a backbone: where the file is expected, what it must hold, how it loads."""
+"""ImageNet weights for a backbone: where the file is expected, what it must hold, how it loads.
+
+The command line `python -m dssn.models.weights` is in `dssn.models.fetch`.
+"""
 
 import os
 
@@ -19,6 +22,11 @@ PLAIN_STEM_FILES = {
     'resnet50': 'resnet50-0676ba61.pth',
     'resnet101': 'resnet101-63fe2227.pth',
 }
+XCEPTION_SOURCE = ('the ImageNet file of Xception-65 that the README of '
+                   'https://github.com/LiheYoung/UniMatch links')
+NARROW_STEM = ("has a deep stem of 32/32/64 channels (as OpenMMLab's v1c); ours has 64/64/128 "
+               "(v1s), so these weights cannot be used")
+COMMAND = 'python -m dssn.models.weights'
 SHOWN_KEYS = 3
 
 
@@ -46,7 +54,8 @@ def load_backbone_weights(model, backbone, stem, path):
     """
     if not os.path.isfile(path):
         raise UserError(missing_file_message(backbone, stem, path))
-    tensors = backbone_tensors(read_torch_file(path), path)
+    tensors = {name: value for name, value in named_tensors(read_torch_file(path), path).items()
+               if not name.startswith('fc.')}
     own = model.backbone.state_dict()
     if backbone != 'xception':
         check_stem(tensors, own, stem, path)
@@ -55,8 +64,8 @@ def load_backbone_weights(model, backbone, stem, path):
     model.backbone.load_state_dict(tensors, strict=False)
 
 
-def backbone_tensors(content, path):
-    """The tensors of a weights file by the names that the backbone gives them, without `fc`."""
+def named_tensors(content, path):
+    """The tensors of a weights file by the names that the backbone gives them."""
     for key in ('state_dict', 'model'):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -70,7 +79,7 @@ def backbone_tensors(content, path):
         if name in tensors:
             raise UserError("%s: holds %s twice, under different prefixes" % (path, name))
         tensors[name] = value
-    return {name: value for name, value in tensors.items() if not name.startswith('fc.')}
+    return tensors
 
 
 def without_prefixes(name):
@@ -85,9 +94,7 @@ def check_stem(tensors, own, stem, path):
     """Raises UserError where the file's ResNet has another stem than the model, saying which."""
     found, wanted = stem_of(tensors), stem_of(own)
     if found == 'narrow' and wanted != 'narrow':
-        raise UserError(
-            "%s: has a deep stem of 32/32/64 channels (as OpenMMLab's v1c); ours has 64/64/128 "
-            "(v1s), so these weights cannot be used" % path)
+        raise UserError("%s: %s" % (path, NARROW_STEM))
     if 'plain' in (found, wanted) and found not in (None, wanted):
         raise UserError("%s: has a %s stem, but the configuration says stem: %s; set `stem: %s` "
                         "or use another file" % (path, found, stem, found))
@@ -116,8 +123,10 @@ def check_fit(tensors, own, backbone, stem, path):
         if names]
     if found:
         form = backbone if backbone == 'xception' else '%s with stem: %s' % (backbone, stem)
-        raise UserError("%s: does not fit %s: %s%s" % (
-            path, form, '; '.join(found), width_note(own) if mismatching else ''))
+        note = width_note(own) if mismatching else ''
+        if not missing and not mismatching:
+            note = "; `%s convert` leaves out what is no part of the network" % COMMAND
+        raise UserError("%s: does not fit %s: %s%s" % (path, form, '; '.join(found), note))
 
 
 def width_note(own):
@@ -140,16 +149,32 @@ def shape_of(tensor):
 
 
 def missing_file_message(backbone, stem, path):
-    """What file is expected at `path`, where it can be had, and how to do without."""
+    """What file is expected at `path`, the command that fetches it, and how to do without."""
     ways = []
-    if backbone == 'xception':
-        ways.append("the ImageNet file of Xception-65 that the README of "
-                    "https://github.com/LiheYoung/UniMatch links")
     if stem == 'deep' and backbone in DEEP_STEM_FILES:
-        ways.append(GLUON_FOLDER + DEEP_STEM_FILES[backbone] + " (deep stem, 64/64/128)")
+        ways.append("`%s fetch %s` (%s, deep stem, 64/64/128)"
+                    % (COMMAND, backbone, source_url(backbone, 'deep')))
     if backbone in PLAIN_STEM_FILES:
-        note = " (plain stem)" if stem == 'plain' else " together with `stem: plain`"
-        ways.append(TORCHVISION_FOLDER + PLAIN_STEM_FILES[backbone] + note)
-    return ("%s: no such file; it should hold the ImageNet weights of %s. Save there, under this "
-            "name: %s; or set `pretrained: false` to train from scratch"
-            % (path, backbone, '; or '.join(ways)))
+        note = "" if stem == 'plain' else ", together with `stem: plain` in the config"
+        ways.append("`%s fetch %s --stem plain` (%s, plain stem)%s"
+                    % (COMMAND, backbone, source_url(backbone, 'plain'), note))
+    source = 'a file that you have' if backbone != 'xception' else XCEPTION_SOURCE
+    ways.append("`%s convert FILE` with %s" % (COMMAND, source))
+    return ("%s: no such file; it should hold the ImageNet weights of %s. Get it with %s; or set "
+            "`pretrained: false` to train from scratch" % (path, backbone, '; or '.join(ways)))
+
+
+def source_url(backbone, stem):
+    """Where the public ImageNet weights with this stem lie, or None where there are none."""
+    folder, files = ((GLUON_FOLDER, DEEP_STEM_FILES) if stem == 'deep' else
+                     (TORCHVISION_FOLDER, PLAIN_STEM_FILES))
+    return folder + files[backbone] if backbone in files else None
+
+
+if __name__ == '__main__':
+    import signal
+    import sys
+    from dssn.models.fetch import main
+    # Ends as an interruption does, so that a download cleans up after itself.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    sys.exit(main())
