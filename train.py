@@ -3,8 +3,8 @@
     sh scripts/train.sh <num_gpu> <port>                      one machine, 1 or more processes
     sh scripts/slurm_train.sh <num_gpu> <port> <partition>    slurm
     python train.py --config configs/shapes.yaml \\
-        --labeled-id-path splits/shapes/40/labeled.txt \\
-        --unlabeled-id-path splits/shapes/40/unlabeled.txt --save-path exp/mine
+        --labeled-id-path splits/shapes/20/labeled.txt \\
+        --unlabeled-id-path splits/shapes/20/unlabeled.txt --save-path exp/mine
 
 Running the same command again resumes the run, or says that it is finished. Any config key can be
 given as --set key=value; `--help-keys` lists them.

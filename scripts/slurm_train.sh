@@ -7,7 +7,7 @@
 dataset=${dataset:-shapes}
 method=${method:-DSSN}
 exp=${exp:-resnet18}
-split=${split:-40}
+split=${split:-20}
 config=${config:-configs/$dataset.yaml}
 
 # So it does these. <num_gpu> counts the GPUs of all nodes; gres is gpu:<those of one node>, and

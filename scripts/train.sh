@@ -7,7 +7,7 @@
 dataset=${dataset:-shapes}
 method=${method:-DSSN}
 exp=${exp:-resnet18}
-split=${split:-40}
+split=${split:-20}
 config=${config:-configs/$dataset.yaml}
 
 usage='usage: sh scripts/train.sh <num_gpu> <port> [train.py arguments]'

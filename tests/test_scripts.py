@@ -175,8 +175,8 @@ def test_the_defaults_and_the_arguments_after_the_port_reach_train_py(world, por
     result = world.run("train.sh", 1, port, "--set", "epochs=1", "two words", "")
     assert result.train["args"] == [
         "--method", "DSSN", "--config", "configs/shapes.yaml",
-        "--labeled-id-path", "splits/shapes/40/labeled.txt",
-        "--unlabeled-id-path", "splits/shapes/40/unlabeled.txt",
+        "--labeled-id-path", "splits/shapes/20/labeled.txt",
+        "--unlabeled-id-path", "splits/shapes/20/unlabeled.txt",
         "--save-path", "exp/shapes/DSSN/resnet18/40", "--port", str(port),
         "--set", "epochs=1", "two words", ""]
 
