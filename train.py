@@ -27,6 +27,8 @@ def parse_arguments(argv=None):
     parser.add_argument('--port', type=int, help="rank 0's port, where the launcher sets none")
     parser.add_argument('--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE',
                         dest='assignments', help='override config keys')
+    parser.add_argument('--skip-check', action='store_true', default=None,
+                        help='train without first looking at lists, files and some masks')
     parser.add_argument('--dry-run', action='store_true',
                         help='print the resolved config and the size of the network, then stop')
     parser.add_argument('--local_rank', '--local-rank', type=int,
@@ -41,6 +43,7 @@ def main(argv=None):
     cfg = config.load(args.config, {
         'method': args.method, 'labeled_id_path': args.labeled_id_path,
         'unlabeled_id_path': args.unlabeled_id_path, 'save_path': args.save_path,
+        'skip_check': args.skip_check,
     }, args.assignments)
     if args.help_keys:
         print(config.help_text(methods.find(cfg.method, args.config)))

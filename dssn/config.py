@@ -58,6 +58,8 @@ class Config:
     labeled_id_path: str = key('', 'id list with images and masks')
     unlabeled_id_path: str = key('', 'id list of images without masks')
     val_id_path: str = key('', 'id list to evaluate on; empty: splits/<dataset>/val.txt')
+    skip_check: bool = key(False, 'train without first checking that listed files exist, that val '
+                                  'is apart, and some masks')
     save_path: str = key('', "the run's folder")
     workers: int = key(2, 'loader processes per training process; 0: load in the process', low=0)
     crop_size: int = key(321, 'side of the square training crop, pixels', low=17)

@@ -7,7 +7,9 @@ import torch
 
 from dssn import checkpoint, config, ema, methods
 from dssn.batch import to
-from dssn.data.lists import check_files, read_list
+from dssn.data.check import quick_check
+from dssn.data.identity import identify
+from dssn.data.lists import read_list
 from dssn.data.loaders import TrainLoader
 from dssn.distributed import unwrap
 from dssn.errors import UserError
@@ -18,7 +20,7 @@ from dssn.models.weights import load_backbone_weights, pretrained_file
 from dssn.optim import build_optimizer, set_lr
 
 # Keys that a run may be resumed with other values of: they change no number of it.
-FREE_KEYS = ('workers', 'log_every', 'device', 'save_path', 'data_root')
+FREE_KEYS = ('workers', 'log_every', 'device', 'save_path', 'data_root', 'skip_check')
 
 
 def prepare_folder(path):
@@ -49,15 +51,16 @@ class Run:
         if world.is_main:
             prepare_folder(cfg.save_path)
         labeled, unlabeled, self.val = read_lists(cfg, method.uses_unlabeled)
+        warnings = check_data(cfg, world, labeled, unlabeled, self.val)
         self.loader = TrainLoader(cfg, labeled, unlabeled, world.rank, world.size,
                                   pin=world.device.type == 'cuda')
         self.total_steps = cfg.epochs * self.loader.steps_per_epoch
         self.method = method(cfg)
         self.log = Logbook(cfg, world, self.total_steps)
         self.epoch, self.seconds, self.best = 0, 0.0, {}
-        self._build()
+        self._build(warnings)
 
-    def _build(self):
+    def _build(self, warnings):
         cfg, world = self.cfg, self.world
         latest = os.path.join(cfg.save_path, 'latest.pth')
         saved = checkpoint.read_torch_file(latest) if os.path.isfile(latest) else None
@@ -72,8 +75,9 @@ class Run:
             self._restore(saved, latest)
         self.finished = self.epoch >= cfg.epochs
         if not self.finished:
-            self.log.open(config.dump(cfg), self.epoch, self.epoch * self.loader.steps_per_epoch)
-        for note in notes:
+            self.log.open(config.dump(cfg), self.epoch, self.epoch * self.loader.steps_per_epoch,
+                          identities(cfg, self.method.uses_unlabeled))
+        for note in warnings + notes:
             self.log.say(note)
         if saved is not None and not self.finished:
             self.log.say(f'resuming {latest}: {self.epoch} of {cfg.epochs} epochs are done')
@@ -212,17 +216,41 @@ def seed_step(seed, step, rank):
 
 
 def read_lists(cfg, uses_unlabeled):
-    """The labeled, unlabeled (or None) and val samples, every listed file known to exist."""
+    """The labeled, unlabeled (or None) and val samples."""
     def listed(key, masks):
         path = getattr(cfg, key)
         if not path:
             raise UserError(f"no id list given: set {key} (--{key.replace('_', '-')})")
-        samples = read_list(path, masks)
-        check_files(samples, cfg.data_root, masks)
-        return samples
+        return read_list(path, masks)
     return (listed('labeled_id_path', True),
             listed('unlabeled_id_path', False) if uses_unlabeled else None,
             listed('val_id_path', True))
+
+
+def check_data(cfg, world, labeled, unlabeled, val):
+    """`quick_check` on rank 0, unless `skip_check`; returns its warnings, lines for the log.
+
+    Raises:
+        UserError: on every rank, so that none waits for another that has ended.
+    """
+    if cfg.skip_check:
+        return []
+    warnings, failure = [], None
+    if world.is_main:
+        try:
+            warnings = quick_check(cfg, labeled, unlabeled, val)
+        except UserError as error:
+            failure = error
+    failed = world.sum(torch.tensor(float(failure is not None), device=world.device))
+    if failed:
+        raise failure or UserError('the check of the data failed; process 0 says why')
+    return warnings
+
+
+def identities(cfg, uses_unlabeled):
+    """{'labeled': Identity, 'unlabeled': ..., 'val': ...} of the lists that the run reads."""
+    roles = ('labeled', 'unlabeled', 'val') if uses_unlabeled else ('labeled', 'val')
+    return {role: identify(getattr(cfg, f'{role}_id_path')) for role in roles}
 
 
 def load_initial_weights(student, cfg):

@@ -20,15 +20,24 @@ class Logbook:
     def __init__(self, cfg, world, total_steps):
         self.cfg, self.world, self.total_steps = cfg, world, total_steps
         self.bar = self.text = self.board = None
+        self.lists = {}
         self._restart()
 
-    def open(self, config_text, epoch, step):
-        """Open the files; lines of evaluations that will be made again (after `epoch` of them) go."""
+    def open(self, config_text, epoch, step, lists=None):
+        """Open the files; lines of evaluations that will be made again (after `epoch` of them) go.
+
+        Args:
+            lists: {role: Identity} of the id lists, for config.yaml, metrics.jsonl and the log.
+        """
         if not self.world.is_main:
             return
         from torch.utils.tensorboard import SummaryWriter
         folder = self.cfg.save_path
+        self.lists = lists or {}
         with open(os.path.join(folder, 'config.yaml'), 'w', encoding='utf-8') as file:
+            # As comments: the file stays a config, and may be used with other lists.
+            file.writelines(f'# {role} list: {known.text}; {known.lines} lines, '
+                            f'sha256 {known.sha256}\n' for role, known in self.lists.items())
             file.write(config_text)
         self.text = open(os.path.join(folder, 'train.log'), 'a', encoding='utf-8')
         self.metrics = os.path.join(folder, 'metrics.jsonl')
@@ -36,6 +45,8 @@ class Logbook:
         self.board = SummaryWriter(folder, purge_step=step + 1 if step else None)
         if sys.stderr.isatty():
             self.bar = tqdm(total=self.total_steps, initial=step, unit='step', dynamic_ncols=True)
+        for role, known in self.lists.items():
+            self.say(f'{role} list: {known.text}')
 
     def _forget_from(self, epoch):
         if os.path.exists(self.metrics):
@@ -124,6 +135,8 @@ class Logbook:
             score = result.get(role)
             line[role] = score and score.miou
             line[f'{role}_iou'] = score and dict(zip(names, score.iou))
+        line['lists'] = {role: {'text': known.text, 'lines': known.lines, 'sha256': known.sha256}
+                         for role, known in self.lists.items()}
         line.update(lr=lr, seconds=round(seconds, 2), peak_memory_mib=peak_memory(self.world.device))
         with open(self.metrics, 'a', encoding='utf-8') as file:
             file.write(json.dumps(line) + '\n')

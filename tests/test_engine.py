@@ -188,7 +188,7 @@ def test_another_number_of_processes_is_refused(tiny_world):
     with pytest.raises(UserError, match='processes was 1, is 2'):
         parts = World(0, 0, 2)
         parts.prepare_student = lambda model: model
-        Run(world.load(), parts)
+        Run(world.load(skip_check=True), parts)
 
 
 def test_settings_that_change_no_number_may_change(tiny_world):
@@ -365,7 +365,8 @@ def test_training_starts_from_a_checkpoint_of_another_class_count(tiny_world, ca
 @pytest.mark.parametrize('criterion', ['CELoss', 'OHEM'])
 @pytest.mark.parametrize('method', ['DSSN', 'supervised'])
 def test_labels_without_a_valid_pixel_train_on_unharmed(tiny_world, method, criterion):
-    world = tiny_world(epochs=1, method=method, log_every=1, criterion={'name': criterion})
+    world = tiny_world(epochs=1, method=method, log_every=1, criterion={'name': criterion},
+                       skip_check=True)
     folder = os.path.join(world.root, 'masks')
     for name in os.listdir(folder):
         mask = Image.open(os.path.join(folder, name))

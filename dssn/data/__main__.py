@@ -11,7 +11,11 @@ from dssn.errors import UserError
 # A command is a module with `add_arguments(parser)` and `run(args) -> exit status`.
 COMMANDS = {
     'shapes': ('dssn.data.shapes', 'draw the shapes data set'),
+    'prepare': ('dssn.data.prepare', 'make a data_root from the official archives of a data set'),
     'split': ('dssn.data.split', 'make labeled, unlabeled and val lists'),
+    'check': ('dssn.data.check', 'read every listed file and report what is wrong'),
+    'import': ('dssn.data.published', 'take the published lists from a checkout, verified'),
+    'generate': ('dssn.data.generate', 'draw lists of the published sizes by seed'),
 }
 
 

@@ -15,6 +15,7 @@ MOST_COCO_ID = 90   # of COCO's category ids; 80 of them are classes
 class Values(NamedTuple):
     """What a rule sees of a mask, or of all masks of a list."""
     values: List[int]  # all that occur, ascending, without 255
+    has_255: bool
     nclass: int
     name: str          # file name, '' for several masks
     file_format: str   # as Pillow names it
@@ -27,7 +28,7 @@ def cause_of_values(pixels, nclass, name='', file_format='PNG'):
         pixels: {value: pixels} of one mask or of many, ignored ones as 255; at least one value is
             neither a class nor 255. name: the mask's path. file_format: as Pillow names it.
     """
-    seen = Values(sorted(value for value in pixels if value != 255), nclass,
+    seen = Values(sorted(value for value in pixels if value != 255), 255 in pixels, nclass,
                   os.path.basename(name), file_format)
     for rule in (named_as_other_ids, compressed, counted_from_one, one_value_more, label_ids,
                  coco_ids, gray_colours, stretched, picture):
@@ -35,8 +36,10 @@ def cause_of_values(pixels, nclass, name='', file_format='PNG'):
         if cause:
             return cause
     top = seen.values[-1]
-    return (f'nclass is too small (value {top} needs nclass = {top + 1}), or a value stands for '
-            'pixels without a class (ignore_index): correct the masks, nclass or ignore_index')
+    cause = f'nclass is too small (value {top} needs nclass = {top + 1})' if top < 2 * nclass else \
+        'the mask numbers its classes in another way'
+    return (f'{cause}, or a value stands for pixels without a class: correct the masks, nclass or '
+            'ignore_index')
 
 
 # Rules: each returns the cause, or None where it does not fit.
@@ -55,9 +58,12 @@ def compressed(seen):
 
 def counted_from_one(seen):
     """Exactly 1..nclass may occur: nclass does, 0 does not."""
-    if seen.values[-1] == seen.nclass and seen.values[0] > 0:
-        return (f'the classes are shifted by one, counted 1..{seen.nclass}: subtract 1 from every '
-                'value that is a class')
+    if seen.values[-1] == seen.nclass and seen.values[0] > 0 and len(seen.values) > 1:
+        cause = (f'the classes are shifted by one, counted 1..{seen.nclass}: subtract 1 from every '
+                 'value that is a class')
+        # One mask without class 0 is no proof.
+        return cause + (f' (or, if {seen.nclass} is void and class 0 merely not in this mask, set '
+                        f'ignore_index: {seen.nclass})' if seen.name else '')
 
 
 def one_value_more(seen):
@@ -74,43 +80,43 @@ def label_ids(seen):
 
 def coco_ids(seen):
     if seen.nclass == 81 and seen.values[-1] <= MOST_COCO_ID:
-        return (f"these are COCO's category ids (1..{MOST_COCO_ID}, with gaps), not its 80 things in "
-                'a row: `python -m dssn.data prepare coco` makes such masks')
+        return (f"these are COCO's category ids (1..{MOST_COCO_ID}, with gaps), not its 80 things "
+                'in a row: `python -m dssn.data prepare coco` makes such masks')
 
 
 def gray_colours(seen):
     """Every value is the gray that Pillow (or OpenCV, within 1) makes of a known colour map."""
-    if seen.nclass > 32:
-        return None  # so many grays that any value is near one
+    nonzero = [value for value in seen.values if value]
+    if seen.nclass > 32 or len(nonzero) < 2:
+        return None  # with so many grays, or for one value, chance would do
     for owner, colours in colour_maps(seen.nclass).items():
         gray = {(red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16
                 for red, green, blue in colours}
-        if all(min(abs(value - g) for g in gray) <= 1 for value in seen.values if value):
+        if all(min(abs(value - g) for g in gray) <= 1 for value in nonzero):
             return (f'a mask in the colours of {owner} was converted to gray: convert each colour '
                     'to the index of its class instead; a palette PNG can be used as it is')
 
 
 def stretched(seen):
     """Evenly spaced values, 255 perhaps the last: indices made visible by a factor."""
-    for values in (seen.values, seen.values + [255]):
-        # All but 0 must be too high: a few stray values are no stretched mask.
+    for values in ([seen.values + [255]] if seen.has_255 else []) + [seen.values]:
         high = [value for value in values if value]
-        if high[0] < seen.nclass:
-            return None
-        steps = max(1, round(high[-1] / min(np.diff([0] + high))))
+        steps = round(high[-1] / min(np.diff([0] + high)))
         factor = high[-1] / steps
-        if steps < seen.nclass and all(abs(value - factor * round(value / factor)) <= 1
-                                       for value in high):
+        near = 1 if factor > 8 else 0  # a small factor's multiples are near to anything
+        # All but 0 must be too high: a few stray values are no stretched mask.
+        if high[0] >= seen.nclass > steps and all(
+                abs(value - factor * round(value / factor)) <= near for value in high):
             written = ', '.join(str(value) for value in values)
-            return (f'the values {written} are indices multiplied by about {factor:.0f}, to be seen '
-                    'in a viewer: divide by it and round')
+            return (f'the values {written} are indices multiplied by about {factor:.0f}, to be '
+                    'seen in a viewer: divide by it and round')
 
 
 def picture(seen):
     if len(seen.values) > max(40, 2 * seen.nclass):
-        return (f'{len(seen.values)} different values look like a photograph, or like a mask resized '
-                'smoothly: see whether image and mask are exchanged on the line, and resize masks '
-                'with Image.NEAREST')
+        return (f'{len(seen.values)} different values look like a photograph, or like a mask '
+                'resized smoothly: see whether image and mask are exchanged on the line, and '
+                'resize masks with Image.NEAREST')
 
 
 def cause_of_depth(mask, name):
@@ -123,7 +129,7 @@ def cause_of_depth(mask, name):
     if 0 <= low and high <= 255:
         return (f'it has more than 8 bits a pixel, but its values {low:g}..{high:g} fit into 8: '
                 "Image.fromarray(np.asarray(mask).astype('uint8'))")
-    ids = named_as_other_ids(Values([], 0, os.path.basename(name), ''))
+    ids = named_as_other_ids(Values([], False, 0, os.path.basename(name), ''))
     return (f'it has more than 8 bits a pixel, and values {low:g}..{high:g}: '
             + (ids or 'these are ids of objects, or depths, rather than of classes'))
 

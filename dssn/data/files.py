@@ -46,10 +46,11 @@ def _checked_depth(image, sample, data_root):
     return image
 
 
-def orientation(image):
-    """The EXIF orientation, 1..8, of an opened or decoded image; 1 where it tells none."""
+def orientation(path):
+    """The EXIF orientation, 1..8, in an image's head; 1 where it tells none."""
     try:
-        return image.getexif().get(ORIENTATION, 1)
+        with Image.open(path) as image:
+            return image.getexif().get(ORIENTATION, 1)
     except Exception:  # damaged EXIF makes Pillow raise almost anything; viewers ignore it too
         return 1
 
@@ -79,9 +80,10 @@ def open_index(data_root, sample):
         return mask
     deep = mask.mode[0] in 'IF1'
     cause = cause_of_depth(mask, sample.mask) if deep else cause_of_colours(mask, sample.mask)
-    raise FileProblem(f'{sample.place}: mask {os.path.join(data_root, sample.mask)} is a {mask.mode} '
-                      'image; a mask is an 8-bit PNG of class indices, single channel or palette: '
-                      f'{cause}', 'mask_depth' if deep else 'mask_colour', sample.mask)
+    path = os.path.join(data_root, sample.mask)
+    raise FileProblem(f'{sample.place}: mask {path} is a {mask.mode} image; a mask is an 8-bit PNG '
+                      f'of class indices, single channel or palette: {cause}',
+                      'mask_depth' if deep else 'mask_colour', sample.mask)
 
 
 def indices(mask, ignore_index=255):
@@ -97,11 +99,10 @@ def check_size(data_root, sample, mask, size):
         return
     advice = 'they must be of one size'
     if mask.size == tuple(size)[::-1]:
-        with Image.open(os.path.join(data_root, sample.image)) as image:
-            turn = orientation(image)
+        turn = orientation(os.path.join(data_root, sample.image))
         advice += '; width and height are exchanged: is one of them turned?' if turn < 5 else (
-            f': the mask fits the image as viewers turn it (EXIF orientation {turn}), training reads '
-            'the stored pixels; turn these: ImageOps.exif_transpose(image), then save it')
+            f': the mask fits the image as viewers turn it (EXIF orientation {turn}), training '
+            'reads the stored pixels; turn these: ImageOps.exif_transpose(image), then save it')
     elif abs(mask.width * size[1] - mask.height * size[0]) < max(size):
         advice += ': resize the mask with Image.NEAREST, other filters invent values'
     path = os.path.join(data_root, sample.mask)
@@ -110,11 +111,11 @@ def check_size(data_root, sample, mask, size):
                       sample.mask)
 
 
-def check_values(data_root, sample, index, nclass, ignore_index=255, format='PNG'):
+def check_values(data_root, sample, index, nclass, ignore_index=255, file_format='PNG'):
     """Raise a FileProblem where a mask (H, W) holds a value that is neither a class nor 255.
 
     Args:
-        ignore_index: what else is ignored, already 255 here. format: the file's, 'PNG' or 'JPEG'.
+        ignore_index: what else is ignored, already 255 here. file_format: Pillow's name of it.
     """
     if not ((index >= nclass) & (index != 255)).any():
         return
@@ -127,7 +128,7 @@ def check_values(data_root, sample, index, nclass, ignore_index=255, format='PNG
         f'{sample.place}: mask {os.path.join(data_root, sample.mask)} holds value {wrong[0]} on '
         f'{pixels[wrong[0]]} pixels{more}; with nclass = {nclass} a value is 0..{nclass - 1}, or '
         f'{ignored} for ignore. Pixels by value: {histogram_text(pixels)}. Likely cause: '
-        f'{cause_of_values(pixels, nclass, sample.mask, format)}',
+        f'{cause_of_values(pixels, nclass, sample.mask, file_format)}',
         'wrong_values', sample.mask, pixels)
 
 
@@ -177,7 +178,8 @@ def missing_file(data_root, name, sample):
     """The FileProblem of a listed file that does not exist, with what may be meant."""
     folder, base = os.path.split(os.path.join(data_root, name))
     similar = _names_by_stem(folder).get(os.path.splitext(base)[0].lower())
-    if similar:
+    # In a folder of both, an image's mask is no hint to the image.
+    if similar and similar not in [os.path.basename(n) for n in (sample.image, sample.mask) if n]:
         advice = f'the folder has {similar}: correct the line or rename the file'
     elif os.path.isabs(name):
         advice = 'paths are relative to data_root: take away what stands before'

@@ -1,7 +1,10 @@
 """Id lists: one sample a line, `image/path mask/path` relative to the data root."""
+import functools
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import List, NamedTuple, Optional
 
+from dssn.data.files import missing_file
 from dssn.errors import UserError
 
 
@@ -26,6 +29,11 @@ def read_list(path, masks=True):
     Raises:
         UserError: no such file, no sample in it, or a line that cannot be read, by its number.
     """
+    return [parse_line(line, place, masks) for line, place in read_lines(path)]
+
+
+def read_lines(path):
+    """The lines of an id list that are not empty, each with its place: [('a b', 'list line 1')]."""
     try:
         with open(path, encoding='utf-8-sig') as file:
             lines = file.read().split('\n')
@@ -34,11 +42,11 @@ def read_list(path, masks=True):
                         'name another one') from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f'{path}: cannot be read as an id list: {error}') from None
-    samples = [parse_line(line, f'{path} line {number}', masks)
-               for number, line in enumerate(lines, 1) if line.strip()]
-    if not samples:
+    found = [(line, f'{path} line {number}')
+             for number, line in enumerate(lines, 1) if line.strip()]
+    if not found:
         raise UserError(f'{path}: the list is empty; write one `image mask` pair a line')
-    return samples
+    return found
 
 
 def parse_line(line, place, masks):
@@ -60,14 +68,29 @@ def check_files(samples: List[Sample], data_root, masks=True):
     Args:
         samples: lines of one list. masks: whether masks will be opened; unlabeled ones never are.
     """
+    check_root(data_root)
+    names = [(name, sample) for sample in samples
+             for name in ((sample.image, sample.mask) if masks else (sample.image,))]
+    # A network drive answers slowly, but many questions at once.
+    chunks = [names[i:i + 256] for i in range(0, len(names), 256)]
+    with ThreadPoolExecutor(16) as pool:
+        absent = [item for part in pool.map(functools.partial(_absent, data_root), chunks)
+                  for item in part]
+    if absent:
+        more = f' (missing files: {len(absent)} found)' if len(absent) > 1 else ''
+        raise UserError(f'{missing_file(data_root, *absent[0])}{more}')
+
+
+def check_root(data_root):
+    """Raise a UserError where the data root is no folder."""
     if not os.path.isdir(data_root):
         raise UserError(f"data_root = '{data_root}': no such folder; set it to where the data set "
                         'lies (in the config, or --set data_root=...)')
-    for sample in samples:
-        for name in (sample.image, sample.mask) if masks else (sample.image,):
-            if not os.path.isfile(os.path.join(data_root, name)):
-                raise UserError(f'{sample.place}: no file {name} (data_root={data_root}); correct '
-                                'the line or data_root')
+
+
+def _absent(data_root, names):
+    return [(name, sample) for name, sample in names
+            if not os.path.isfile(os.path.join(data_root, name))]
 
 
 def write_list(path, samples):

@@ -1,0 +1,185 @@
+"""What a check can find, and what it finds by comparing samples and adding up masks."""
+import os
+from typing import Dict, NamedTuple, Optional
+
+import numpy as np
+
+ERROR, WARNING = 'error', 'warning'
+# kind: (severity, heading), in the order of a report.
+KINDS = {
+    'bad_line': (ERROR, 'lines that cannot be read'),
+    'missing': (ERROR, 'missing files'),
+    'unreadable': (ERROR, 'files that cannot be read as images'),
+    'truncated': (ERROR, 'truncated files'),
+    'too_large': (ERROR, 'images too large to unpack'),
+    'image_depth': (ERROR, 'images of more than 8 bits a channel'),
+    'mask_colour': (ERROR, 'masks in colour or with an alpha channel'),
+    'mask_depth': (ERROR, 'masks of 1 bit, or of more than 8 bits, a pixel'),
+    'size_mismatch': (ERROR, 'masks of another size than their image'),
+    'wrong_values': (ERROR, 'masks with values that are no class'),
+    'list_0_and_255': (ERROR, 'lists whose masks hold only 0 and 255'),
+    'list_ignored': (ERROR, 'lists whose masks are ignored everywhere'),
+    'two_masks': (ERROR, 'images with two masks'),
+    'repeated_in_val': (ERROR, 'images repeated in val'),
+    'train_and_val': (ERROR, 'images both trained on and in val'),
+    'same_pixels_as_val': (ERROR, 'images trained on whose pixels are in val, under another name'),
+    'mask_0_and_255': (WARNING, 'masks that hold only 0 and 255'),
+    'mask_ignored': (WARNING, 'masks that are ignored everywhere'),
+    'shared_mask': (WARNING, 'masks of two images'),
+    'exif_turned': (WARNING, 'images that viewers turn (EXIF orientation)'),
+    'repeated': (WARNING, 'images repeated in a list'),
+    'same_pixels': (WARNING, 'images of the same pixels, under different names'),
+    'labeled_and_unlabeled': (WARNING, 'images both labeled and unlabeled'),
+    'absent_class': (WARNING, 'classes without a pixel'),
+}
+
+TRAINED_ON = 'the score would be of a trained image; remove it from one of the lists'
+
+
+class Problem(NamedTuple):
+    """One finding; `line` and `file` are None where it is about a whole list."""
+    kind: str
+    message: str
+    role: str  # the list: 'labeled', 'unlabeled' or 'val'
+    line: Optional[int] = None
+    file: Optional[str] = None
+    values: Optional[Dict[int, int]] = None  # {mask value: pixels}, of wrong_values
+
+    @property
+    def severity(self):
+        return KINDS[self.kind][0]
+
+
+def problem_at(sample, kind, message, role, file, values=None):
+    """The Problem of a file on a sample's line; the message begins with the place."""
+    return Problem(kind, message, role, int(sample.place.rsplit(' ', 1)[1]), file, values)
+
+
+# Comparing samples.
+
+def path_problems(lists):
+    """What the lists tell without a look at the files.
+
+    Args:
+        lists: {role: samples}, val last.
+
+    Returns:
+        List of `Problem`: images repeated, of two masks or in two lists, masks of two images.
+    """
+    problems, images = [], {}
+    for role, samples in lists.items():
+        others = dict(images)
+        own, masks = images.setdefault(role, {}), {}
+        for sample in samples:
+            name = os.path.normpath(sample.image)
+            if name in own:
+                problems.append(repeated(role, sample, own[name]))
+                continue
+            own[name] = sample
+            problems += [shared(role, sample, other, found[name])
+                         for other, found in others.items() if name in found]
+            if sample.mask and role != 'unlabeled':
+                first = masks.setdefault(os.path.normpath(sample.mask), sample)
+                if first is not sample:
+                    problems.append(shared_mask(role, sample, first))
+    return problems
+
+
+def repeated(role, sample, first):
+    text = f'{sample.place}: image {sample.image} is on {first.place} too'
+    if role != 'unlabeled' and os.path.normpath(sample.mask) != os.path.normpath(first.mask):
+        kind = 'two_masks'
+        text += f', with another mask, {first.mask}: keep the line that is right'
+    elif role == 'val':
+        kind = 'repeated_in_val'
+        text += ' and would count twice in the score: remove one of the two'
+    else:
+        kind = 'repeated'
+        text += ' and is trained on twice as often: remove one of the two unless that is meant'
+    return problem_at(sample, kind, text, role, sample.image)
+
+
+def shared(role, sample, other_role, other):
+    text = f'{sample.place}: image {sample.image} is {other_role} too ({other.place}): '
+    if role == 'val':
+        return problem_at(sample, 'train_and_val', text + TRAINED_ON, role, sample.image)
+    text += ('it is trained on with its mask and without; take it out of the unlabeled list unless '
+             'that is meant')
+    return problem_at(sample, 'labeled_and_unlabeled', text, role, sample.image)
+
+
+def shared_mask(role, sample, first):
+    text = (f'{sample.place}: mask {sample.mask} is that of another image too, {first.image} '
+            f'({first.place}): correct the line that is wrong')
+    return problem_at(sample, 'shared_mask', text, role, sample.mask)
+
+
+class Contents:
+    """Finds images of the same pixels under different names, as their digests come in."""
+
+    def __init__(self):
+        self.first = {}  # {role: {digest: sample}}
+
+    def add(self, role, sample, digest):
+        """Take note of a sample; returns the problems with those before (val must come last)."""
+        problems = []
+        for other_role, found in self.first.items():
+            other = found.get(digest)
+            if other and os.path.normpath(other.image) != os.path.normpath(sample.image):
+                problems.append(self.same(role, sample, other_role, other))
+        self.first.setdefault(role, {}).setdefault(digest, sample)
+        return problems
+
+    @staticmethod
+    def same(role, sample, other_role, other):
+        text = (f'{sample.place}: image {sample.image} has the same pixels as {other.image} '
+                f'({other_role}, {other.place}): ')
+        if role == 'val' and other_role != 'val':
+            return problem_at(sample, 'same_pixels_as_val', text + TRAINED_ON, role, sample.image)
+        text += 'remove one of the two unless that is meant'
+        return problem_at(sample, 'same_pixels', text, role, sample.image)
+
+
+# Adding up masks.
+
+class Totals:
+    """Pixels by value over the masks of one list; ignored pixels are at 255."""
+
+    def __init__(self):
+        self.masks = 0
+        self.pixels = np.zeros(256, np.int64)
+        self.masks_with = np.zeros(256, np.int64)
+
+    def add(self, counts):
+        """Add a mask's pixels by value, (256,)."""
+        self.masks += 1
+        self.pixels += counts
+        self.masks_with += counts > 0
+
+    def histogram(self):
+        """{value: pixels} of the values that occur."""
+        return {value: count for value, count in enumerate(self.pixels.tolist()) if count}
+
+
+def unusable_masks(role, path, totals):
+    """The Problem that no mask of a list holds anything to learn or to score, in a list, or []."""
+    held = set(totals.histogram())
+    if held == {0, 255}:
+        return [Problem('list_0_and_255', f'{path}: all {totals.masks} masks read hold only 0 and '
+                        'ignored pixels (255); if 255 means class 1, divide them by 255', role)]
+    if held == {255}:
+        return [Problem('list_ignored', f'{path}: all {totals.masks} masks read hold only ignored '
+                        'pixels; correct the masks or ignore_index', role)]
+    return []
+
+
+def absent_classes(role, path, totals, names):
+    """The Problem that classes have no pixel in a list's masks, in a list, or []."""
+    absent = [name for name, pixels in zip(names, totals.pixels) if not pixels]
+    if not absent or not totals.masks:
+        return []
+    advice = 'their IoU cannot be told' if role == 'val' else (
+        'they cannot be learned: choose other samples (`python -m dssn.data split --stratified` '
+        'does) or correct nclass')
+    return [Problem('absent_class', f'{path}: {len(absent)} of {len(names)} classes have no pixel: '
+                    f"{', '.join(absent)}; {advice}", role)]

@@ -1,0 +1,136 @@
+"""Likely causes of wrong masks, each on values made the way that the mistake makes them."""
+import numpy as np
+import pytest
+from PIL import Image
+
+from dssn.data.causes import cause_of_colours, cause_of_depth, cause_of_values
+from dssn.data.classes import CLASSES, PALETTES, voc_colour
+
+# Of Cityscapes' 34 labelIds, those of a common street scene.
+LABEL_IDS = [0, 1, 3, 4, 7, 8, 11, 17, 20, 21, 23, 24, 26, 33]
+# Category ids of COCO that a 0..80 mask cannot hold.
+COCO_IDS = [0, 1, 3, 62, 84, 90]
+
+
+def cause(values, nclass, name='masks/1.png', file_format='PNG'):
+    return cause_of_values({value: 10 for value in values}, nclass, name, file_format)
+
+
+def indexed(indices, colours):
+    """A palette image of the indices (H, W)."""
+    image = Image.fromarray(np.asarray(indices, np.uint8))
+    image.putpalette(np.asarray(colours, np.uint8).tobytes())
+    return image
+
+
+@pytest.mark.parametrize('values, nclass, words', [
+    (range(1, 12), 11, ['shifted by one', '1..11', 'subtract 1', 'ignore_index: 11']),
+    ([3, 5], 5, ['shifted by one', '1..5']),
+    ([1, 2, 255], 2, ['shifted by one']),
+    (range(12), 11, ['ignore_index: 11', 'void']),
+    ([0, 11, 255], 11, ['ignore_index: 11']),
+    ([11], 11, ['ignore_index: 11']),           # one value is no proof of a shift
+    (LABEL_IDS, 19, ['labelIds', 'trainIds', 'prepare cityscapes']),
+    (COCO_IDS, 81, ['category ids', 'prepare coco']),
+    ([0, 128], 2, ['0, 128', 'multiplied by about 128']),
+    ([0, 127, 255], 3, ['0, 127, 255', 'multiplied by about 128']),
+    ([0, 128, 255], 2, ['0, 128 ', 'multiplied by about 128']),
+    ([0, 64, 128, 191, 255], 5, ['multiplied by about 64']),
+    ([0, 85, 255], 4, ['multiplied by about 85']),  # a class that does not occur
+    ([0, 20, 40, 100], 7, ['multiplied by about 20']),
+    (range(0, 255, 3), 21, ['photograph', 'NEAREST']),
+    ([0, 1, 2, 7], 5, ['nclass = 8', 'ignore_index']),
+    ([0, 1, 200], 5, ['another way', 'ignore_index']),
+])
+def test_values(values, nclass, words):
+    text = cause(values, nclass)
+    for word in words:
+        assert word in text, text
+    assert '\n' not in text and not text.endswith('.')
+
+
+def test_a_shift_over_all_masks_is_told_without_a_doubt():
+    assert 'not in this mask' in cause(range(1, 12), 11)
+    assert 'not in this mask' not in cause(range(1, 12), 11, name='')
+
+
+@pytest.mark.parametrize('name, word', [('gtFine/train/a_gtFine_labelIds.png', 'labelIds'),
+                                        ('gtFine/train/a_gtFine_instanceIds.png', 'instanceIds')])
+def test_file_names_of_cityscapes(name, word):
+    # One wrong value would be too little to go by.
+    text = cause([0, 19], 19, name)
+    assert "Cityscapes' " + word in text and 'labelTrainIds' in text
+
+
+def test_jpeg_masks():
+    assert 'as PNG' in cause([0, 1, 3, 9], 3, 'masks/1.jpg', 'JPEG')
+
+
+@pytest.mark.parametrize('owner, nclass, colours', [
+    ('Pascal VOC', 21, [voc_colour(i) for i in range(21)]),
+    ('Cityscapes', 19, PALETTES['cityscapes']), ('CamVid', 11, PALETTES['camvid'])])
+def test_colours_converted_to_gray(owner, nclass, colours):
+    gray = np.unique(np.asarray(indexed(np.arange(nclass)[None], colours).convert('L'))).tolist()
+    assert 'colours of ' + owner in cause(gray, nclass)
+    # A part of them is enough; a single gray is not, nor are values that no colour gives.
+    several = [value for value in gray if value > nclass][:3]
+    assert 'gray' in cause([0] + several, nclass)
+    assert 'gray' not in cause([0] + several[:1], nclass)
+    assert 'gray' not in cause([0, 2, 3] + several, nclass)
+
+
+def test_every_rule_survives_every_set_of_values():
+    rng = np.random.default_rng(0)
+    for _ in range(3000):
+        nclass = int(rng.integers(2, 256))
+        values = rng.integers(0, 256, rng.integers(1, 30)).tolist()
+        if nclass < 255:
+            values.append(int(rng.integers(nclass, 255)))
+            assert cause(set(values), nclass)
+
+
+@pytest.mark.parametrize('dtype', [np.int32, np.uint16])
+def test_more_than_8_bits(dtype):
+    image = Image.fromarray(np.array([[0, 3], [20, 255]], dtype))
+    assert '0..255 fit into 8' in cause_of_depth(image, 'm.png')
+    image = Image.fromarray(np.array([[7, 26001]], dtype))
+    assert '7..26001' in cause_of_depth(image, 'm.png')
+    assert 'ids of objects' in cause_of_depth(image, 'm.png')
+    assert 'instanceIds' in cause_of_depth(image, 'a_gtFine_instanceIds.png')
+
+
+def test_the_advice_for_one_bit_gives_indices():
+    image = Image.fromarray(np.array([[0, 1], [1, 0]], bool))
+    text = cause_of_depth(image, 'm.png')
+    assert '1 bit' in text and "mask.convert('L').point(lambda value: value // 255)" in text
+    assert np.asarray(image.convert('L').point(lambda value: value // 255)).tolist() \
+        == [[0, 1], [1, 0]]
+
+
+def test_colours():
+    indices = np.arange(24).reshape(4, 6) % 11
+    for owner, colours in (('CamVid', PALETTES['camvid']), ('Cityscapes', PALETTES['cityscapes']),
+                           ('Pascal VOC', [voc_colour(i) for i in range(21)])):
+        text = cause_of_colours(indexed(indices, colours).convert('RGB'), 'm.png')
+        assert '11 colours, those of ' + owner in text and 'indices' in text
+    own = [(i, 7, 2 * i) for i in range(11)]
+    text = cause_of_colours(indexed(indices, own).convert('RGB'), 'm.png')
+    assert '11 colours: convert' in text
+    text = cause_of_colours(indexed(indices, own).convert('RGBA'), 'm.png')
+    assert 'alpha channel' in text and '11 colours' in text
+
+
+def test_gray_in_several_channels():
+    gray = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3))
+    for mode in ('RGB', 'RGBA', 'LA'):
+        text = cause_of_colours(gray.convert(mode), 'm.png')
+        assert 'mask.getchannel(0)' in text and ('alpha' in text) == (mode != 'RGB')
+
+
+def test_a_photograph():
+    noise = np.random.default_rng(0).integers(0, 256, (30, 30, 3)).astype(np.uint8)
+    assert 'exchanged on the line' in cause_of_colours(Image.fromarray(noise), 'm.png')
+
+
+def test_the_tables_of_ids_are_those_of_the_sets():
+    assert len(CLASSES['cityscapes']) == 19 and len(CLASSES['coco']) == 81
