@@ -1,8 +1,8 @@
 """`shapes`: a small data set that the package draws, so that everything runs with no download.
 
-Rotated, overlapping, textured objects of six classes with a long tail on cluttered grounds. A
-class has its outline, hue and pattern; colours, light, blur, size and occlusion vary so much that a
-few dozen labeled images do not show it all, and the rare classes hardly at all.
+Rotated, overlapping objects of six classes with a long tail on cluttered grounds. A class shows in
+its hue, and in brightness, pattern and outline too. Half of the pictures are black and white: few
+labels do not teach what to go by there, but strong views of the coloured ones do.
 """
 import math
 import os
@@ -17,6 +17,8 @@ from dssn.errors import UserError
 
 TAIL = (0.28, 0.22, 0.18, 0.14, 0.10, 0.08)  # share of the objects, by class from 1
 SIZE = (96, 96)                              # width, height in pixels
+BRIGHTNESS = ((0.85, 1.0), (0.25, 0.4), (0.55, 0.7))  # value (HSV) of the classes, in turn
+COLOURLESS = 0.5                             # share of the pictures
 OVERSAMPLE = 2                               # drawn larger, then shrunk: smooth edges
 N_TRAIN, N_VAL = 420, 120
 SEED = 2023
@@ -94,7 +96,7 @@ def draw(rng):
     width, height = SIZE[0] * OVERSAMPLE, SIZE[1] * OVERSAMPLE
     image = Image.fromarray(_ground(rng, width, height))
     mask = Image.new('L', (width, height), 0)
-    for _ in range(int(rng.integers(3, 7))):
+    for _ in range(int(rng.integers(2, 6))):
         kind = 1 + int(rng.choice(len(TAIL), p=TAIL))
         outline = _outline(CLASSES['shapes'][kind], rng, width, height)
         texture = _texture(kind, rng, width, height)
@@ -106,8 +108,8 @@ def draw(rng):
 
 def _outline(name, rng, width, height):
     """A filled outline somewhere in the picture, as an L image of 0 and 255."""
-    radius = rng.uniform(0.13, 0.26) * height
-    x, y = rng.uniform(0.05, 0.95) * width, rng.uniform(0.05, 0.95) * height
+    radius = rng.uniform(0.16, 0.32) * height
+    x, y = rng.uniform(0.08, 0.92) * width, rng.uniform(0.08, 0.92) * height
     turn, stretch = rng.uniform(0, 2 * math.pi), rng.uniform(0.8, 1.25)
     lean = rng.uniform(0, math.pi)
 
@@ -146,29 +148,31 @@ def _cross(half):
     return corners
 
 
-def _colour(rng, hue=None, saturation=(0.35, 0.95)):
+def _colour(rng, hue=None, saturation=(0.35, 0.95), value=(0.4, 1.0)):
     """A random colour (3,), of about the given hue if any."""
     hue = rng.random() if hue is None else (hue + rng.normal(0, 0.04)) % 1
-    saturation, value = rng.uniform(*saturation), rng.uniform(0.4, 1.0)
+    saturation, value = rng.uniform(*saturation), rng.uniform(*value)
     ramp = np.abs((hue * 6 + np.array([0, 4, 2])) % 6 - 3) - 1
     return 255 * value * (1 - saturation * (1 - np.clip(ramp, 0, 1)))
 
 
 def _texture(kind, rng, width, height):
-    """A full-size RGB array to cut the object from: of its class's hue, in its class's pattern."""
-    first, second = _colour(rng, (kind - 1) / 6), _colour(rng)
-    second = first + (second - first) * rng.uniform(0.3, 0.8)
-    return _mix(first, second, _pattern(kind % 4, rng, width, height))
+    """A full-size RGB array to cut the object from: in its class's hue, brightness and pattern."""
+    place = kind - 1
+    first = _colour(rng, place / 6, (0.45, 0.95), BRIGHTNESS[place % 3])
+    if place < 3:  # plain
+        return _mix(first, first, np.zeros((height, width)))
+    factor = rng.uniform(0.35, 0.6)
+    second = first / factor if place % 3 == 1 else first * factor  # the dark one turns brighter
+    return _mix(first, second, _pattern(1 + int(rng.integers(2)), rng, width, height))
 
 
 def _pattern(pattern, rng, width, height):
-    """Values in 0..1 (height, width): plain, stripes, checks or dots, turned and scaled."""
+    """Values in 0..1 (height, width): 1 stripes, 2 checks, 3 dots, turned and scaled."""
     turn, pitch = rng.uniform(0, math.pi), rng.uniform(0.35, 0.9)
     rows, columns = np.mgrid[:height, :width] / OVERSAMPLE
     a = (columns * math.cos(turn) + rows * math.sin(turn)) * pitch
     b = (rows * math.cos(turn) - columns * math.sin(turn)) * pitch
-    if pattern == 0:
-        return np.full((height, width), 0.2)
     if pattern == 1:
         return (np.sin(a) > 0).astype(float)
     if pattern == 2:
@@ -201,7 +205,7 @@ def _mix(first, second, weight):
 
 
 def _camera(image, rng):
-    """Uneven light, a little blur and noise."""
+    """Uneven light, a little blur and noise, and no colour in half of the pictures."""
     width, height = image.size
     turn, fall = rng.uniform(0, 2 * math.pi), rng.uniform(0, 0.5)
     rows, columns = np.mgrid[:height, :width]
@@ -210,4 +214,5 @@ def _camera(image, rng):
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.9)))
     light = np.asarray(image) * (rng.uniform(0.75, 1.1) + fall * slope)[..., None]
     light = light + rng.normal(0, rng.uniform(2, 10), light.shape)
-    return Image.fromarray(np.clip(light, 0, 255).astype(np.uint8))
+    image = Image.fromarray(np.clip(light, 0, 255).astype(np.uint8))
+    return image.convert('L').convert('RGB') if rng.random() < COLOURLESS else image
