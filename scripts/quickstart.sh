@@ -15,7 +15,7 @@ start=$(date +%s)
 dataset=shapes method=DSSN exp=resnet18 split=20 config=configs/shapes.yaml \
     sh scripts/train.sh 1 "$(free_port 29500)" "$@"
 
-run=exp/shapes/DSSN/resnet18/40
+run=exp/shapes/DSSN/resnet18/20
 "$python" eval.py --checkpoint $run/best.pth --json $run/eval_student.json --save-dir $run/pictures
 "$python" eval.py --checkpoint $run/t_best.pth --weights teacher --json $run/eval_teacher.json
 

@@ -168,7 +168,7 @@ def test_the_exit_status_and_the_output_survive_the_log(world, port, status):
     lines = [line for line in result.out.splitlines() if not line.startswith("log: ")]
     assert lines[1:] == ["to stderr", "last line"]
     assert world.log().read_text().splitlines() == lines
-    assert world.log().parent == world.root / "exp/shapes/DSSN/resnet18/40"
+    assert world.log().parent == world.root / "exp/shapes/DSSN/resnet18/20"
 
 
 def test_the_defaults_and_the_arguments_after_the_port_reach_train_py(world, port):
@@ -177,7 +177,7 @@ def test_the_defaults_and_the_arguments_after_the_port_reach_train_py(world, por
         "--method", "DSSN", "--config", "configs/shapes.yaml",
         "--labeled-id-path", "splits/shapes/20/labeled.txt",
         "--unlabeled-id-path", "splits/shapes/20/unlabeled.txt",
-        "--save-path", "exp/shapes/DSSN/resnet18/40", "--port", str(port),
+        "--save-path", "exp/shapes/DSSN/resnet18/20", "--port", str(port),
         "--set", "epochs=1", "two words", ""]
 
 
@@ -259,7 +259,7 @@ def test_a_folder_that_cannot_be_made_is_one_error(world, port):
     result = world.run("train.sh", 1, port)
     assert result.status == 1
     assert result.out == ""
-    assert "cannot write to exp/shapes/DSSN/resnet18/40" in result.err
+    assert "cannot write to exp/shapes/DSSN/resnet18/20" in result.err
     assert len(result.err.splitlines()) == 1
 
 
@@ -482,11 +482,11 @@ def test_quickstart_draws_trains_and_evaluates(world):
                         dataset="pascal", method="supervised", exp="x", split="y", config="z")
     assert result.status == 0, result.err
     assert "data ['shapes']" in result.out
-    assert result.option("--save-path") == "exp/shapes/DSSN/resnet18/40"
+    assert result.option("--save-path") == "exp/shapes/DSSN/resnet18/20"
     assert result.option("--method") == "DSSN"
     assert result.option("--config") == "configs/shapes.yaml"
     assert result.train["args"][-2:] == ["--set", "epochs=1"]
-    run = "exp/shapes/DSSN/resnet18/40"
+    run = "exp/shapes/DSSN/resnet18/20"
     student, teacher = [line for line in result.out.splitlines() if line.startswith("eval ")]
     assert run + "/best.pth" in student and run + "/eval_student.json" in student and run + "/pictures" in student
     assert run + "/t_best.pth" in teacher and run + "/eval_teacher.json" in teacher and "teacher" in teacher
