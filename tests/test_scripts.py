@@ -314,7 +314,7 @@ def test_srun_gets_the_job_and_train_py_the_same_arguments_as_without_it(world, 
     assert result.status == 3, result.err
     assert result.srun[:8] == [
         "--partition=gpu", "--nodes=2", "--ntasks=8", "--ntasks-per-node=4", "--gres=gpu:4", "--cpus-per-task=8",
-        "--job-name=shapes-DSSN-resnet18-40", "--kill-on-bad-exit=1"]
+        "--job-name=shapes-DSSN-resnet18-20", "--kill-on-bad-exit=1"]
     assert result.train["args"] == world.run("train.sh", 1, port, "--set", "epochs=1").train["args"]
 
 
