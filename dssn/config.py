@@ -88,6 +88,9 @@ class Config:
     # evaluation and the log
     protocol: str = key('original', 'evaluation: whole images, or a window of crop_size slid over '
                                     'them', choices=('original', 'sliding_window'))
+    select_on: str = key('', 'id list, apart from the others, on which mIoU selects the best '
+                             'weights; what is reported of them is their mIoU on val; empty: val '
+                             'selects')
     eval_every: int = key(1, 'epochs between evaluations; the last epoch is always evaluated', low=1)
     log_every: int = key(50, 'steps between lines of the log', low=1)
 
@@ -176,6 +179,13 @@ def complete(config_class, values, path):
     if not values.get('val_id_path'):
         values['val_id_path'] = f"splits/{values['dataset']}/val.txt"
     return config_class(**values)
+
+
+def list_paths(cfg):
+    """{role: id list} of the lists that `cfg` names: labeled, unlabeled, val, select_on."""
+    paths = {'labeled': cfg.labeled_id_path, 'unlabeled': cfg.unlabeled_id_path,
+             'val': cfg.val_id_path, 'select_on': cfg.select_on}
+    return {role: path for role, path in paths.items() if path}
 
 
 def names_of_classes(cfg):

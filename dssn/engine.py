@@ -5,7 +5,7 @@ import time
 import numpy as np
 import torch
 
-from dssn import checkpoint, config, ema, methods
+from dssn import checkpoint, config, ema, methods, records
 from dssn.batch import to
 from dssn.data.check import quick_check
 from dssn.data.identity import identify
@@ -50,14 +50,15 @@ class Run:
         method = methods.find(cfg.method, 'config')
         if world.is_main:
             prepare_folder(cfg.save_path)
-        labeled, unlabeled, self.val = read_lists(cfg, method.uses_unlabeled)
-        warnings = check_data(cfg, world, labeled, unlabeled, self.val)
+        labeled, unlabeled, self.val, self.select_on = read_lists(cfg, method.uses_unlabeled)
+        warnings = check_data(cfg, world, labeled, unlabeled, self.val, self.select_on)
         self.loader = TrainLoader(cfg, labeled, unlabeled, world.rank, world.size,
                                   pin=world.device.type == 'cuda')
         self.total_steps = cfg.epochs * self.loader.steps_per_epoch
         self.method = method(cfg)
         self.log = Logbook(cfg, world, self.total_steps)
-        self.epoch, self.seconds, self.best = 0, 0.0, {}
+        self.epoch, self.seconds = 0, 0.0
+        self.best = {}  # {role: the highest mIoU so far, on select_on if there is such a list}
         self._build(warnings)
 
     def _build(self, warnings):
@@ -90,7 +91,8 @@ class Run:
             raise UserError(f'{path}: cannot be resumed from: not a latest.pth of this program; '
                             'move it away or choose another --save-path')
         now = {**config.to_dict(self.cfg), 'processes': self.world.size}
-        then = {**saved['config'], 'processes': saved['world']}
+        # A run from before a key existed was made with what is now its default.
+        then = {**config.to_dict(type(self.cfg)()), **saved['config'], 'processes': saved['world']}
         changed = [f'{name} was {then.get(name)!r}, is {now.get(name)!r}'
                    for name in sorted({**now, **then})
                    if name not in FREE_KEYS and now.get(name) != then.get(name)]
@@ -116,12 +118,10 @@ class Run:
         """Train what is left of the run; evaluate and save after each epoch."""
         cfg, log = self.cfg, self.log
         if self.finished:
-            best = ', '.join(f'{role} {miou:.2f}' for role, miou in self.best.items())
-            log.say(f'{cfg.save_path}: already trained, {self.epoch} of {cfg.epochs} epochs; best '
-                    f'mIoU: {best}; nothing to do')
-            return
+            log.say(f'{cfg.save_path}: already trained, {self.epoch} of {cfg.epochs} epochs')
         try:
             self._fit()
+            log.summary()
         finally:
             log.close()
 
@@ -134,19 +134,21 @@ class Run:
             self.epoch += 1
             self.world.share_buffers(*self.networks().values())
             trained = time.time()
-            result = {}
+            result = selecting = {}
             if self.epoch % cfg.eval_every == 0 or self.epoch == cfg.epochs:
-                result = evaluate(self.networks(), cfg, self.val, self.world)
+                result = self.evaluate(self.val)
+                selecting = self.select_on and self.evaluate(self.select_on)
             self.seconds += time.time() - started
             # The record first: what is recorded but not saved is recorded again on resuming.
             if result:
                 log.evaluation(self.epoch, self.epoch * self.loader.steps_per_epoch, result,
-                               self.names, lr, self.seconds)
-            self.save(result)
+                               self.names, lr, self.seconds, selecting)
+            self.save(result, selecting or result)
             log.pause(time.time() - trained)
-        log.say('finished: best mIoU ' + ', '.join(
-            f'{role} {miou:.2f} (last {result[role].miou:.2f})' for role, miou in self.best.items())
-            + f' on {len(self.val)} images')
+
+    def evaluate(self, samples):
+        """{role: Scores} of the networks on a list's samples."""
+        return evaluate(self.networks(), self.cfg, samples, self.world, absent=records.ABSENT)
 
     def train_epoch(self):
         """One pass over the data; returns the last learning rate."""
@@ -177,12 +179,16 @@ class Run:
                 raise UserError(f'non-finite weights in {name} after epoch {self.epoch + 1}; the '
                                 f'checkpoints in {self.cfg.save_path} are from before: lower lr')
 
-    def save(self, result):
-        """Write latest.pth, and best.pth and t_best.pth where this evaluation is the best."""
-        improved = [role for role, score in result.items()
+    def save(self, result, selecting):
+        """Write latest.pth, and best.pth and t_best.pth where this evaluation is the best.
+
+        Args:
+            result: {role: Scores} on val. selecting: those that decide what is best.
+        """
+        improved = [role for role, score in selecting.items()
                     if role not in self.best or score.miou > self.best[role]]
         for role in improved:
-            self.best[role] = result[role].miou
+            self.best[role] = selecting[role].miou
         if not self.world.is_main:
             return
         common = {'config': config.to_dict(self.cfg), 'classes': self.names, 'epoch': self.epoch,
@@ -192,7 +198,7 @@ class Run:
             name = {'student': 'best.pth', 'teacher': 't_best.pth'}[role]
             checkpoint.save(os.path.join(self.cfg.save_path, name),
                             {'model': checkpoint.weights(networks[role]), 'weights': role,
-                             'miou': self.best[role], **common})
+                             'miou': result[role].miou, **common})
         latest = {'model': checkpoint.weights(networks['student']),
                   'optimizer': self.optimizer.state_dict(), 'world': self.world.size,
                   'seconds': self.seconds, 'best': dict(self.best),
@@ -216,7 +222,7 @@ def seed_step(seed, step, rank):
 
 
 def read_lists(cfg, uses_unlabeled):
-    """The labeled, unlabeled (or None) and val samples."""
+    """The samples of labeled, unlabeled (or None), val, and select_on (None without one)."""
     def listed(key, masks):
         path = getattr(cfg, key)
         if not path:
@@ -224,10 +230,11 @@ def read_lists(cfg, uses_unlabeled):
         return read_list(path, masks)
     return (listed('labeled_id_path', True),
             listed('unlabeled_id_path', False) if uses_unlabeled else None,
-            listed('val_id_path', True))
+            listed('val_id_path', True),
+            read_list(cfg.select_on) if cfg.select_on else None)
 
 
-def check_data(cfg, world, labeled, unlabeled, val):
+def check_data(cfg, world, labeled, unlabeled, val, select_on=None):
     """`quick_check` on rank 0, unless `skip_check`; returns its warnings, lines for the log.
 
     Raises:
@@ -238,7 +245,7 @@ def check_data(cfg, world, labeled, unlabeled, val):
     warnings, failure = [], None
     if world.is_main:
         try:
-            warnings = quick_check(cfg, labeled, unlabeled, val)
+            warnings = quick_check(cfg, labeled, unlabeled, val, select_on)
         except UserError as error:
             failure = error
     failed = world.sum(torch.tensor(float(failure is not None), device=world.device))
@@ -249,8 +256,8 @@ def check_data(cfg, world, labeled, unlabeled, val):
 
 def identities(cfg, uses_unlabeled):
     """{'labeled': Identity, 'unlabeled': ..., 'val': ...} of the lists that the run reads."""
-    roles = ('labeled', 'unlabeled', 'val') if uses_unlabeled else ('labeled', 'val')
-    return {role: identify(getattr(cfg, f'{role}_id_path')) for role in roles}
+    return {role: identify(path) for role, path in config.list_paths(cfg).items()
+            if role != 'unlabeled' or uses_unlabeled}
 
 
 def load_initial_weights(student, cfg):

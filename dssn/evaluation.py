@@ -17,8 +17,9 @@ class Scores(NamedTuple):
     miou: float
     pixel_accuracy: float
     iou: List[Optional[float]]
-    accuracy: List[Optional[float]]  # per class: share of its pixels that were found
-    absent: int                      # classes in neither truth nor prediction
+    accuracy: List[Optional[float]]   # per class: share of its pixels that were found
+    precision: List[Optional[float]]  # per class: share of what is predicted as it that is right
+    absent: int                       # classes in neither truth nor prediction
     images: int
 
 
@@ -71,13 +72,15 @@ def scores(matrix, images=0, absent='skip'):
     matrix = matrix.cpu().double()
     hit, truth, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
     union = truth + predicted - hit
-    iou = [100 * float(h / u) if u > 0 else None for h, u in zip(hit, union)]
-    accuracy = [100 * float(h / t) if t > 0 else None for h, t in zip(hit, truth)]
+    iou, accuracy, precision = [
+        [100 * float(h / n) if n > 0 else None for h, n in zip(hit, counts)]
+        for counts in (union, truth, predicted)]
     present = [value for value in iou if value is not None]
     count = len(iou) if absent == 'zero' else len(present)
     return Scores(miou=sum(present) / max(count, 1),
                   pixel_accuracy=100 * float(hit.sum() / truth.sum().clamp(min=1)),
-                  iou=iou, accuracy=accuracy, absent=len(iou) - len(present), images=images)
+                  iou=iou, accuracy=accuracy, precision=precision,
+                  absent=len(iou) - len(present), images=images)
 
 
 @torch.no_grad()

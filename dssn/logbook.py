@@ -10,6 +10,7 @@ import time
 import torch
 from tqdm import tqdm
 
+from dssn import records
 from dssn.errors import UserError
 from dssn.evaluation import table
 
@@ -20,6 +21,7 @@ class Logbook:
     def __init__(self, cfg, world, total_steps):
         self.cfg, self.world, self.total_steps = cfg, world, total_steps
         self.bar = self.text = self.board = None
+        self.metrics = os.path.join(cfg.save_path, 'metrics.jsonl')
         self.lists = {}
         self._restart()
 
@@ -39,8 +41,7 @@ class Logbook:
             file.writelines(f'# {role} list: {known.text}; {known.lines} lines, '
                             f'sha256 {known.sha256}\n' for role, known in self.lists.items())
             file.write(config_text)
-        self.text = open(os.path.join(folder, 'train.log'), 'a', encoding='utf-8')
-        self.metrics = os.path.join(folder, 'metrics.jsonl')
+        self._open_text()
         self._forget_from(epoch)
         self.board = SummaryWriter(folder, purge_step=step + 1 if step else None)
         if sys.stderr.isatty():
@@ -48,13 +49,22 @@ class Logbook:
         for role, known in self.lists.items():
             self.say(f'{role} list: {known.text}')
 
+    def _open_text(self):
+        self.text = open(os.path.join(self.cfg.save_path, 'train.log'), 'a', encoding='utf-8')
+
     def _forget_from(self, epoch):
-        if os.path.exists(self.metrics):
-            with open(self.metrics, encoding='utf-8') as file:
-                kept = [line for line in file if line.endswith('\n')
-                        and json.loads(line)['epoch'] <= epoch]
-            with open(self.metrics, 'w', encoding='utf-8') as file:
-                file.writelines(kept)
+        """Drop the evaluations after `epoch`, a summary and a last line that was cut off."""
+        if not os.path.exists(self.metrics):
+            return
+        kept = [record for record in records.read(self.metrics)
+                if record['epoch'] <= epoch and record['kind'] != 'summary']
+        with open(f'{self.metrics}.tmp', 'w', encoding='utf-8') as file:
+            file.writelines(json.dumps(record) + '\n' for record in kept)
+        os.replace(f'{self.metrics}.tmp', self.metrics)
+
+    def _record(self, record):
+        with open(self.metrics, 'a', encoding='utf-8') as file:
+            file.write(json.dumps(record) + '\n')
 
     def say(self, message):
         """A line for the terminal and the text log."""
@@ -120,13 +130,14 @@ class Logbook:
         """Leave out time that was not training from images per second."""
         self.since += seconds
 
-    def evaluation(self, epoch, step, result, names, lr, seconds):
+    def evaluation(self, epoch, step, result, names, lr, seconds, selecting=None):
         """Write an evaluation: table, metrics.jsonl, TensorBoard.
 
         Args:
             epoch: epochs done. step: steps done. seconds: of training and evaluating so far,
                 earlier starts of the run included.
-            result: {'student': Scores, 'teacher': Scores}; a method may have no teacher.
+            result: {'student': Scores, 'teacher': Scores} on val; a method may have no teacher.
+            selecting: the same on select_on, where the run has such a list.
         """
         if not self.world.is_main:
             return
@@ -135,18 +146,43 @@ class Logbook:
             score = result.get(role)
             line[role] = score and score.miou
             line[f'{role}_iou'] = score and dict(zip(names, score.iou))
+        if selecting:
+            line['select_on'] = {role: score.miou for role, score in selecting.items()}
+        line.update(protocol=self.cfg.protocol, absent=records.ABSENT, processes=self.world.size)
         line['lists'] = {role: {'text': known.text, 'lines': known.lines, 'sha256': known.sha256}
                          for role, known in self.lists.items()}
         line.update(lr=lr, seconds=round(seconds, 2), peak_memory_mib=peak_memory(self.world.device))
-        with open(self.metrics, 'a', encoding='utf-8') as file:
-            file.write(json.dumps(line) + '\n')
+        self._record(line)
         for role, score in result.items():
             self.board.add_scalar(f'eval/{role}/mIoU', score.miou, step)
             for name, value in zip(names, score.iou):
                 if value is not None:
                     self.board.add_scalar(f'eval/{role}/IoU/{name}', value, step)
+        for role, score in (selecting or {}).items():
+            self.board.add_scalar(f'select_on/{role}/mIoU', score.miou, step)
         self.board.flush()
         self.say(table(result, names))
+        if selecting:
+            self.say('mIoU on select_on: ' + ', '.join(
+                f'{role} {score.miou:.2f}' for role, score in selecting.items()))
+
+    def summary(self):
+        """Say best and last scores; the text log and metrics.jsonl end with them, once."""
+        if not self.world.is_main or not os.path.exists(self.metrics):
+            return
+        known = records.read(self.metrics)
+        if known and known[-1]['kind'] == 'summary':
+            self.say(records.text(known[-1]))
+            return
+        evaluations = records.evaluations(known, self.metrics)
+        if not evaluations:
+            return
+        summary = records.summarise(evaluations, self.cfg.protocol)
+        if not self.text:  # the run was killed just before
+            self._open_text()
+            self._forget_from(summary['epoch'])
+        self.say(records.text(summary))
+        self._record(summary)
 
     def close(self):
         if self.bar:

@@ -855,6 +855,51 @@ def test_training_logs_what_is_suspicious(tiny_world, capsys):
         assert line in file.read()
 
 
+@pytest.mark.parametrize('part, use', [('labeled', 'trained on'), ('unlabeled', 'trained on'),
+                                       ('val', 'reported')])
+def test_a_list_that_selects_must_be_apart(tiny_world, part, use):
+    world = tiny_world()
+    with Image.open(os.path.join(world.root, 'images', 'val0.jpg')) as image:
+        Image.fromarray(255 - np.array(image)).save(os.path.join(world.root, 'images', 'own.png'))
+    path = os.path.join(os.path.dirname(world.val), 'select.txt')
+    with open(path, 'w') as file:
+        file.write('images/own.png masks/val0.png\n')
+    training(world, select_on=path)
+    assert checked(world, '--set', 'select_on=' + path)[0] == 0
+    name = names(world, part, 2)[0]
+    with open(path, 'a') as file:
+        file.write('{} masks/val1.png\n'.format(name))
+    with pytest.raises(UserError, match='select.txt line 2: image {} is {} too .*{}; remove'.format(
+            name, part, use)):
+        training(world, select_on=path)
+    status, report = checked(world, '--set', 'select_on=' + path)
+    problem, = found(report, 'in_select_on')
+    assert status == 1 and (problem['role'], problem['line']) == ('select_on', 2)
+
+
+def test_a_list_that_selects_is_checked_as_val_is(tiny_world):
+    world = tiny_world()
+    path = os.path.join(os.path.dirname(world.val), 'select.txt')
+    with open(path, 'w') as file:
+        file.write('images/nowhere.jpg masks/val0.png\n')
+    with pytest.raises(UserError, match='select.txt line 1: no file images/nowhere.jpg'):
+        training(world, select_on=path)
+    # The pixels of a val image under another name: only the whole check decodes images.
+    shutil.copy(os.path.join(world.root, 'images', 'val0.jpg'),
+                os.path.join(world.root, 'images', 'nowhere.jpg'))
+    training(world, select_on=path)
+    problem, = found(checked(world, '--set', 'select_on=' + path)[1], 'in_select_on')
+    assert 'same pixels as images/val0.jpg' in problem['message']
+    with open(path, 'a') as file:
+        file.write('images/nowhere.jpg masks/val0.png\n')
+    with pytest.raises(UserError, match='select.txt line 2: .*count twice'):
+        training(world, select_on=path)
+    with open(path, 'w') as file:
+        file.write('images/nowhere.jpg\n')
+    with pytest.raises(UserError, match='select.txt line 1: .*names no mask'):
+        training(world, select_on=path)
+
+
 def test_an_ignore_index_is_known_to_training_too(tiny_world):
     world = tiny_world(ignore_index=3)
     void_is_a_value_of_its_own(world)

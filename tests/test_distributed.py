@@ -190,7 +190,14 @@ def launch(script, *arguments):
 
 
 def test_two_processes_train_and_evaluate_as_one(tiny_world, tmp_path):
-    world = tiny_world(n_labeled=5, n_unlabeled=9, n_val=3, epochs=1, cutmix_partner='other')
+    selecting = str(tmp_path / 'select.txt')
+    world = tiny_world(n_labeled=5, n_unlabeled=9, n_val=6, epochs=1, cutmix_partner='other',
+                       select_on=selecting)
+    with open(world.val) as file:
+        lines = file.readlines()
+    for path, part in ((selecting, lines[:3]), (world.val, lines[3:])):
+        with open(path, 'w') as file:
+            file.writelines(part)
     script = tmp_path / 'program.py'
     script.write_text(PROGRAM)
     launch(script, str(tmp_path), world.config_path)
@@ -217,14 +224,15 @@ def test_two_processes_train_and_evaluate_as_one(tiny_world, tmp_path):
     assert all(u != v for u, v in zip(seen['unlabeled'], seen['partner']))
     assert len(seen['labeled']) == 8 and set(seen['labeled']) == set(range(5))
 
-    # Both ranks know the score, and it is the one that a single process finds.
+    # Both ranks know the score that selects, and both scores are those that a single process finds.
     assert ranks[0]['best'] == ranks[1]['best']
     cfg = world.load()
     for name, role in (('best.pth', 'student'), ('t_best.pth', 'teacher')):
         content = checkpoint.read_torch_file(os.path.join(world.save_path, name))
         model = build_model(cfg)
         checkpoint.load_weights(model, content['model'], name)
-        alone = evaluate({role: model}, cfg, read_list(cfg.val_id_path), World())[role]
-        assert content['miou'] == pytest.approx(alone.miou, abs=1e-9) == ranks[0]['best'][role]
+        for path, got in ((cfg.val_id_path, content['miou']), (selecting, ranks[0]['best'][role])):
+            alone = evaluate({role: model}, cfg, read_list(path), World())[role]
+            assert got == pytest.approx(alone.miou, abs=1e-9)
     with open(os.path.join(world.save_path, 'metrics.jsonl')) as file:
-        assert len(file.readlines()) == 1
+        assert [json.loads(line)['kind'] for line in file] == ['evaluation', 'summary']

@@ -29,9 +29,16 @@ def read(folder, name='latest.pth'):
     return checkpoint.read_torch_file(os.path.join(folder, name))
 
 
-def metrics(folder):
+def all_records(folder):
     with open(os.path.join(folder, 'metrics.jsonl')) as file:
         return [json.loads(line) for line in file]
+
+
+def metrics(folder):
+    """The evaluations of a finished run; one summary, and that last."""
+    *lines, _ = found = all_records(folder)
+    assert [line['kind'] for line in found] == ['evaluation'] * len(lines) + ['summary']
+    return lines
 
 
 def without_clock(lines):
@@ -59,7 +66,8 @@ def assert_equal(a, b, place=''):
 def assert_same_run(a, b):
     for key in ('model', 'teacher', 'optimizer', 'best', 'epoch', 'step', 'miou'):
         assert_equal(read(a).get(key), read(b).get(key), key)
-    assert without_clock(metrics(a)) == without_clock(metrics(b))
+    assert len(metrics(a)) == len(metrics(b))
+    assert without_clock(all_records(a)) == without_clock(all_records(b))
 
 
 def stop_after(monkeypatch, steps):
@@ -169,6 +177,33 @@ def test_a_finished_run_trains_nothing(tiny_world, capsys):
                       for name in os.listdir(world.save_path)}
 
 
+@pytest.mark.parametrize('left', ['', '{"kind": "summ'], ids=['killed before it', 'killed in it'])
+def test_a_finished_run_without_its_summary_gets_it(tiny_world, capsys, left):
+    world = tiny_world(epochs=2)
+    train(world.load())
+    expected = all_records(world.save_path)
+    path = os.path.join(world.save_path, 'metrics.jsonl')
+    with open(path) as file:
+        lines = file.readlines()
+    with open(path, 'w') as file:
+        file.writelines(lines[:-1] + [left])
+    log = os.path.join(world.save_path, 'train.log')
+    with open(log) as file:
+        said = file.read()
+    os.remove(log)
+    before = os.stat(os.path.join(world.save_path, 'latest.pth')).st_mtime_ns
+    train(world.load())
+    assert all_records(world.save_path) == expected
+    assert os.stat(os.path.join(world.save_path, 'latest.pth')).st_mtime_ns == before
+    with open(log) as file:
+        text = file.read().split('finished: ')[1]
+    assert said.count('finished: ') == 1 and said.endswith('finished: ' + text)
+    capsys.readouterr()
+    train(world.load())
+    assert capsys.readouterr().out.endswith('finished: ' + text)  # and the files stay
+    assert all_records(world.save_path) == expected
+
+
 @pytest.mark.parametrize('changes', [dict(lr=0.5), dict(epochs=3, batch_size=1),
                                      dict(method='supervised'), dict(decoder_channels=16),
                                      dict(selection='none')], ids=str)
@@ -195,6 +230,18 @@ def test_settings_that_change_no_number_may_change(tiny_world):
     world = tiny_world()
     interrupted(world.load(), STEPS + 1)
     train(world.load(workers=1, log_every=1))
+    assert read(world.save_path)['epoch'] == 2
+
+
+def test_a_run_from_before_a_key_existed_was_made_with_its_default(tiny_world):
+    world = tiny_world()
+    interrupted(world.load(), STEPS + 1)
+    saved = read(world.save_path)
+    del saved['config']['colours'], saved['config']['ignore_index']
+    torch.save(saved, os.path.join(world.save_path, 'latest.pth'))
+    with pytest.raises(UserError, match='ignore_index was 255, is 7'):
+        Run(world.load(ignore_index=7), World())
+    train(world.load())
     assert read(world.save_path)['epoch'] == 2
 
 
@@ -282,6 +329,98 @@ def test_eval_every_leaves_out_evaluations_but_not_the_last(tiny_world):
     world = tiny_world(epochs=3, eval_every=2, n_unlabeled=2, n_val=1)
     train(world.load())
     assert [line['epoch'] for line in metrics(world.save_path)] == [2, 3]
+
+
+# ---- selecting the best
+
+def scripted(monkeypatch, by_list):
+    """The k-th evaluation of a list gives {role: mIoU} = by_list[images of the list][k]."""
+    real, calls = engine.evaluate, {}
+
+    def evaluate(models, cfg, samples, world, **kwargs):
+        found = real(models, cfg, samples, world, **kwargs)
+        number = calls[len(samples)] = calls.get(len(samples), -1) + 1
+        return {role: score._replace(miou=by_list[len(samples)][role][number])
+                for role, score in found.items()}
+    monkeypatch.setattr(engine, 'evaluate', evaluate)
+
+
+def held_out(world, count):
+    """Moves the first samples of val into a list of their own; returns its path."""
+    with open(world.val) as file:
+        lines = file.readlines()
+    path = os.path.join(os.path.dirname(world.val), 'held_out.txt')
+    for name, part in ((path, lines[:count]), (world.val, lines[count:])):
+        with open(name, 'w') as file:
+            file.writelines(part)
+    return path
+
+
+VAL = {'student': [50.0, 60.0, 70.0, 55.0], 'teacher': [75.0, 62.0, 61.0, 62.0]}
+HELD = {'student': [10.0, 40.0, 20.0, 30.0], 'teacher': [5.0, 6.0, 8.0, 8.0]}
+
+
+def test_the_summary_puts_best_and_last_side_by_side(tiny_world, monkeypatch):
+    world = tiny_world(epochs=4, n_unlabeled=2, n_val=2)
+    scripted(monkeypatch, {2: VAL})
+    run = train(world.load())
+    lines, summary = metrics(world.save_path), all_records(world.save_path)[-1]
+    assert summary['best'] == {'student': {'miou': 70.0, 'epoch': 3},
+                               'teacher': {'miou': 75.0, 'epoch': 1}}
+    assert summary['last'] == {'student': {'miou': 55.0, 'epoch': 4},
+                               'teacher': {'miou': 62.0, 'epoch': 4}}
+    assert (summary['selected_on'], summary['evaluations'], summary['epoch']) == ('val', 4, 4)
+    assert (summary['protocol'], summary['absent'], summary['processes']) == ('original', 'skip', 1)
+    assert summary['lists'] == lines[-1]['lists'] and summary['seconds'] == lines[-1]['seconds']
+    assert run.best == {'student': 70.0, 'teacher': 75.0}
+    with open(os.path.join(world.save_path, 'train.log')) as file:
+        text = file.read().split('finished: ')[1].splitlines()
+    numbers = [line.split()[-2:] for line in text]
+    assert ['70.00', '75.00'] in numbers and ['55.00', '62.00'] in numbers and ['3', '1'] in numbers
+    assert '4 evaluations on val itself' in text[-1]
+
+
+def test_another_list_selects_and_val_is_reported(tiny_world, monkeypatch):
+    world = tiny_world(epochs=4, n_unlabeled=2, n_val=3)
+    path = held_out(world, 2)
+    scripted(monkeypatch, {1: VAL, 2: HELD})
+    cfg = world.load(select_on=path)
+    run = train(cfg)
+    lines, summary = metrics(world.save_path), all_records(world.save_path)[-1]
+    assert [line['student'] for line in lines] == VAL['student']
+    assert [line['select_on'] for line in lines] == [
+        {'student': s, 'teacher': t} for s, t in zip(HELD['student'], HELD['teacher'])]
+    assert summary['selected_on'] == 'select_on'
+    # Of equal scores the first is kept.
+    assert summary['best'] == {'student': {'miou': 60.0, 'epoch': 2, 'select_on': 40.0},
+                               'teacher': {'miou': 61.0, 'epoch': 3, 'select_on': 8.0}}
+    assert summary['last'] == {'student': {'miou': 55.0, 'epoch': 4, 'select_on': 30.0},
+                               'teacher': {'miou': 62.0, 'epoch': 4, 'select_on': 8.0}}
+    assert summary['lists']['select_on']['lines'] == 2
+    for name, role in (('best.pth', 'student'), ('t_best.pth', 'teacher')):
+        saved = read(world.save_path, name)
+        assert {key: saved[key] for key in ('miou', 'epoch')} == {
+            key: summary['best'][role][key] for key in ('miou', 'epoch')}
+    assert run.best == {'student': 40.0, 'teacher': 8.0}
+    assert scalars(world.save_path)['select_on/student/mIoU'] == list(zip([1, 2, 3, 4],
+                                                                         HELD['student']))
+    with open(os.path.join(world.save_path, 'train.log')) as file:
+        log = file.read()
+    assert 'select_on list: own list, 2 lines' in log and 'highest mIoU on select_on' in log
+    assert 'mIoU on select_on: student 30.00, teacher 8.00' in log
+    with pytest.raises(UserError, match='select_on was .*held_out.txt.*, is \'\''):
+        Run(world.load(), World())
+
+
+def test_the_selecting_list_is_evaluated_as_val_is(tiny_world):
+    from dssn.data.lists import read_list
+    from dssn.evaluation import evaluate
+    world = tiny_world(epochs=1, n_unlabeled=2, n_val=3)
+    cfg = world.load(select_on=held_out(world, 2))
+    run = train(cfg)
+    line, = metrics(world.save_path)
+    expected = evaluate(run.networks(), cfg, read_list(cfg.select_on), World())
+    assert line['select_on'] == {role: score.miou for role, score in expected.items()}
 
 
 # ---- methods

@@ -143,8 +143,13 @@ def test_json_and_pictures_of_our_own_checkpoint(networks, tmp_path):
     assert [c['name'] for c in got['classes']] == ['class 0', 'class 1', 'class 2']
     assert [c['iou'] for c in got['classes']] == score.iou
     assert [c['accuracy'] for c in got['classes']] == score.accuracy
+    assert [c['precision'] for c in got['classes']] == score.precision
     stems = [os.path.splitext(os.path.basename(s.image))[0] for s in read_list(cfg.val_id_path)]
-    assert sorted(os.listdir(folder)) == ['{:05d}_{}.png'.format(*p) for p in enumerate(stems)]
+    assert sorted(os.listdir(folder)) == ['error', 'index.html', 'overlay', 'panel', 'prediction',
+                                          'thumbnail']
+    for kind in ('panel', 'prediction'):
+        assert sorted(os.listdir(os.path.join(folder, kind))) == [
+            '{:05d}_{}.png'.format(*p) for p in enumerate(stems)]
 
 
 def test_eval_follows_its_flags(networks, tmp_path):
@@ -183,7 +188,7 @@ def test_a_trained_runs_files_give_the_scores_of_its_log(tiny_world, tmp_path):
     world = tiny_world(epochs=1)
     train_script.main(['--config', world.config_path])
     with open(os.path.join(world.save_path, 'metrics.jsonl')) as file:
-        line, = [json.loads(text) for text in file]
+        line, _ = [json.loads(text) for text in file]
     for name, role in (('best.pth', 'student'), ('t_best.pth', 'teacher')):
         got = run_eval(tmp_path, '--checkpoint', os.path.join(world.save_path, name))
         assert (got['weights'], got['miou']) == (role, line[role])

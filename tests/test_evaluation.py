@@ -52,6 +52,7 @@ def test_scores_computed_by_hand():
     score = scores(MATRIX, images=7)
     assert score.iou == pytest.approx([75, 50, 100, 0, None])
     assert score.accuracy == pytest.approx([75, 200 / 3, 100, None, None])
+    assert score.precision == pytest.approx([100, 200 / 3, 100, 0, None])
     assert score.miou == pytest.approx((75 + 50 + 100 + 0) / 4)
     assert score.pixel_accuracy == pytest.approx(75)
     assert (score.absent, score.images) == (1, 7)

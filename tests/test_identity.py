@@ -445,8 +445,8 @@ def test_a_run_says_and_records_its_lists(tiny_world, capsys, method, roles):
         text = UNCOMPARABLE % 3 if role == 'labeled' else 'own list, %d lines, sha256 %s' % (
             len(ids), sha256(ids)[:12])
         expected[role] = {'text': text, 'lines': len(ids), 'sha256': sha256(ids)}
-    line, = [json.loads(text) for text in read(os.path.join(world.save_path, 'metrics.jsonl'))]
-    assert line['lists'] == expected
+    lines = [json.loads(text) for text in read(os.path.join(world.save_path, 'metrics.jsonl'))]
+    assert [line['lists'] for line in lines] == [expected, expected]
     said, log = capsys.readouterr().out, '\n'.join(read(os.path.join(world.save_path, 'train.log')))
     saved = os.path.join(world.save_path, 'config.yaml')
     head = read(saved)[:len(roles)]
@@ -470,4 +470,5 @@ def test_a_resumed_run_records_the_lists_as_they_are_then(tiny_world, monkeypatc
     note_generated(os.path.dirname(world.labeled), 3, 'all.txt', ['labeled.txt'])
     Run(world.load(), World()).fit()
     lines = [json.loads(text) for text in read(os.path.join(world.save_path, 'metrics.jsonl'))]
-    assert [line['lists']['labeled']['text'][:9] for line in lines] == ['own list,', 'generated']
+    assert [line['lists']['labeled']['text'][:9] for line in lines] == [
+        'own list,', 'generated', 'generated']

@@ -100,13 +100,26 @@ def test_an_evaluation_is_one_line_of_json(book):
     assert 'eval/student/IoU/c' not in shown  # an absent class has no value
 
 
+def test_another_lists_scores_go_with_an_evaluation(book):
+    better = SCORES._replace(miou=77.125)
+    book.evaluation(1, 4, {'student': SCORES}, NAMES, 0.25, 3.5, {'student': better})
+    book.close()
+    with open(os.path.join(book.cfg.save_path, 'metrics.jsonl')) as file:
+        line = json.loads(file.read())
+    assert line['select_on'] == {'student': 77.125} and line['student'] == SCORES.miou
+    assert (line['protocol'], line['absent'], line['processes']) == ('original', 'skip', 1)
+    shown = scalars(book.cfg.save_path)
+    assert shown['select_on/student/mIoU'] == [(4, 77.125)]
+
+
 @pytest.mark.parametrize('epoch, kept', [(0, []), (1, [1]), (2, [1, 2])])
 def test_evaluations_that_come_again_are_forgotten(tiny_world, epoch, kept):
     cfg = tiny_world().load()
     os.makedirs(cfg.save_path)
     path = os.path.join(cfg.save_path, 'metrics.jsonl')
     with open(path, 'w') as file:
-        file.write('{"epoch": 1}\n{"epoch": 2}\n{"epoch": 3}\n{"epoch": 1, "half')
+        file.write('{"epoch": 1}\n{"epoch": 2}\n{"epoch": 3}\n{"kind": "summary", "epoch": 1}\n'
+                   '{"epoch": 1, "half')
     log = Logbook(cfg, World(), 6)
     log.open('', epoch, 4 * epoch)
     log.close()

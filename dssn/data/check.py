@@ -17,7 +17,7 @@ from dssn.data.lists import Sample, check_files, check_root, parse_line, read_li
 from dssn.data.report import head, text, write_json
 from dssn.errors import UserError
 
-ROLES = ('labeled', 'unlabeled', 'val')
+ROLES = ('labeled', 'unlabeled', 'val', 'select_on')
 GLANCES = 32  # masks of a list that training looks at before it starts
 
 
@@ -55,7 +55,7 @@ its first step.
                                                         'data_root, lists')
     parser.add_argument('--split', metavar='FOLDER',
                         help='folder with labeled.txt and perhaps unlabeled.txt')
-    for role in ROLES:
+    for role in ('labeled', 'unlabeled', 'val'):
         parser.add_argument(f'--{role}', metavar='LIST', help=f'{role} id list')
     parser.add_argument('--data-root', metavar='FOLDER',
                         help='folder that the lists are relative to')
@@ -78,10 +78,8 @@ def kinds_text(start, wanted):
 def run(args):
     cfg = read_config(args)
     report = Report(cfg, {}, [], {})
-    for role in ROLES:
-        path = getattr(cfg, f'{role}_id_path')
-        if path:
-            report.lists[role] = read_listed(role, path, report.problems)
+    for role, path in config.list_paths(cfg).items():
+        report.lists[role] = read_listed(role, path, report.problems)
     print(head(report))
     check_root(cfg.data_root)
     check(report, args.workers)
@@ -144,11 +142,12 @@ def of_sample(role, sample, inspected):
             for problem in inspected.problems]
 
 
-def quick_check(cfg, labeled, unlabeled, val):
+def quick_check(cfg, labeled, unlabeled, val, select_on=None):
     """What training checks before its first step: files exist, lists fit, some masks are sane.
 
     Args:
-        labeled, unlabeled, val: samples as `read_list` returns them; unlabeled may be None.
+        labeled, unlabeled, val, select_on: samples as `read_list` returns them; unlabeled and
+            select_on may be None.
 
     Returns:
         Lines for the log: what is suspicious, but no error.
@@ -156,12 +155,13 @@ def quick_check(cfg, labeled, unlabeled, val):
     Raises:
         UserError: the first error, in the words of `python -m dssn.data check`.
     """
-    lists = {'labeled': labeled, 'unlabeled': unlabeled or [], 'val': val}
+    lists = {'labeled': labeled, 'unlabeled': unlabeled or [], 'val': val,
+             'select_on': select_on or []}
     try:
         for role, samples in lists.items():
             check_files(samples, cfg.data_root, masks=role != 'unlabeled')
         problems = path_problems(lists)
-        for role in ('labeled', 'val'):
+        for role in ('labeled', 'val', 'select_on'):
             problems += glance_at_masks(cfg, role, lists[role])
         return summed_up(problems)
     except UserError as error:
@@ -182,7 +182,7 @@ def glance_at_masks(cfg, role, samples):
             problems += of_sample(role, samples[index], inspected)
             if inspected.counts is not None:
                 totals.add(inspected.counts)
-    return problems + unusable_masks(role, getattr(cfg, f'{role}_id_path'), totals)
+    return problems + unusable_masks(role, config.list_paths(cfg).get(role), totals)
 
 
 def summed_up(problems):

@@ -20,9 +20,10 @@ KINDS = {
     'list_0_and_255': (ERROR, 'lists whose masks hold only 0 and 255'),
     'list_ignored': (ERROR, 'lists whose masks are ignored everywhere'),
     'two_masks': (ERROR, 'images with two masks'),
-    'repeated_in_val': (ERROR, 'images repeated in val'),
+    'repeated_in_val': (ERROR, 'images repeated in val or select_on'),
     'train_and_val': (ERROR, 'images both trained on and in val'),
     'same_pixels_as_val': (ERROR, 'images trained on whose pixels are in val, under another name'),
+    'in_select_on': (ERROR, 'images of select_on that are in another list'),
     'mask_0_and_255': (WARNING, 'masks that hold only 0 and 255'),
     'mask_ignored': (WARNING, 'masks that are ignored everywhere'),
     'shared_mask': (WARNING, 'masks of two images'),
@@ -33,6 +34,7 @@ KINDS = {
     'absent_class': (WARNING, 'classes without a pixel'),
 }
 
+EVALUATED = ('val', 'select_on')
 TRAINED_ON = 'the score would be of a trained image; remove it from one of the lists'
 
 
@@ -40,7 +42,7 @@ class Problem(NamedTuple):
     """One finding; `line` and `file` are None where it is about a whole list."""
     kind: str
     message: str
-    role: str  # the list: 'labeled', 'unlabeled' or 'val'
+    role: str  # the list: 'labeled', 'unlabeled', 'val' or 'select_on'
     line: Optional[int] = None
     file: Optional[str] = None
     values: Optional[Dict[int, int]] = None  # {mask value: pixels}, of wrong_values
@@ -61,7 +63,7 @@ def path_problems(lists):
     """What the lists tell without a look at the files.
 
     Args:
-        lists: {role: samples}, val last.
+        lists: {role: samples}: first those that are trained on, then val, then select_on.
 
     Returns:
         List of `Problem`: images repeated, of two masks or in two lists, masks of two images.
@@ -90,7 +92,7 @@ def repeated(role, sample, first):
     if role != 'unlabeled' and os.path.normpath(sample.mask) != os.path.normpath(first.mask):
         kind = 'two_masks'
         text += f', with another mask, {first.mask}: keep the line that is right'
-    elif role == 'val':
+    elif role in EVALUATED:
         kind = 'repeated_in_val'
         text += ' and would count twice in the score: remove one of the two'
     else:
@@ -103,9 +105,18 @@ def shared(role, sample, other_role, other):
     text = f'{sample.place}: image {sample.image} is {other_role} too ({other.place}): '
     if role == 'val':
         return problem_at(sample, 'train_and_val', text + TRAINED_ON, role, sample.image)
+    if role == 'select_on':
+        return not_apart(role, sample, other_role, text)
     text += ('it is trained on with its mask and without; take it out of the unlabeled list unless '
              'that is meant')
     return problem_at(sample, 'labeled_and_unlabeled', text, role, sample.image)
+
+
+def not_apart(role, sample, other_role, text):
+    use = 'reported' if other_role == 'val' else 'trained on'
+    text += (f'what selects weights must be apart from what is {use}; remove it from one of the '
+             'lists')
+    return problem_at(sample, 'in_select_on', text, role, sample.image)
 
 
 def shared_mask(role, sample, first):
@@ -121,7 +132,10 @@ class Contents:
         self.first = {}  # {role: {digest: sample}}
 
     def add(self, role, sample, digest):
-        """Take note of a sample; returns the problems with those before (val must come last)."""
+        """Take note of a sample; returns the problems with those before.
+
+        Samples come in the order of lists that `path_problems` asks for.
+        """
         problems = []
         for other_role, found in self.first.items():
             other = found.get(digest)
@@ -136,6 +150,8 @@ class Contents:
                 f'({other_role}, {other.place}): ')
         if role == 'val' and other_role != 'val':
             return problem_at(sample, 'same_pixels_as_val', text + TRAINED_ON, role, sample.image)
+        if role == 'select_on' and other_role != 'select_on':
+            return not_apart(role, sample, other_role, text)
         text += 'remove one of the two unless that is meant'
         return problem_at(sample, 'same_pixels', text, role, sample.image)
 
@@ -178,7 +194,7 @@ def absent_classes(role, path, totals, names):
     absent = [name for name, pixels in zip(names, totals.pixels) if not pixels]
     if not absent or not totals.masks:
         return []
-    advice = 'their IoU cannot be told' if role == 'val' else (
+    advice = 'their IoU cannot be told' if role in EVALUATED else (
         'they cannot be learned: choose other samples (`python -m dssn.data split --stratified` '
         'does) or correct nclass')
     return [Problem('absent_class', f'{path}: {len(absent)} of {len(names)} classes have no pixel: '

@@ -1,0 +1,139 @@
+"""Prediction of a folder of images without truth, of any size and format.
+
+Images are seen as viewers show them (turned by EXIF, the first frame of an animation) with their
+transparency left out, as in training. One with more than 8 bits a channel is refused, since how
+to map it to 8 is the user's to say.
+"""
+import math
+import os
+from collections import Counter
+
+import torch
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from dssn.batch import normalise
+from dssn.data.datasets import to_tensor
+from dssn.data.files import FileProblem, open_image
+from dssn.data.lists import Sample
+from dssn.errors import UserError
+from dssn.evaluation import predictor
+
+# An image of more pixels than TILE x TILE is predicted in tiles of at most that size, each with a
+# margin of context whose predictions are dropped: about 3 GiB on a CPU with ResNet-101.
+TILE, MARGIN = 2048, 256
+# Formats that Pillow recognises and cannot decode, or gives to another program.
+NOT_DECODED = ('BUFR', 'EPS', 'GRIB', 'HDF5', 'MPEG', 'WMF')
+
+
+def find_images(folder, save_dir):
+    """The images in a folder and all below it, by their endings; `save_dir` is left out.
+
+    Returns:
+        (`Sample`s without masks, in the order of their paths, relative to `folder`; a list of one
+        line on what was passed over because of its ending, or of none).
+
+    Raises:
+        UserError: no such folder, one that cannot be read, none with an image, or `save_dir` is
+            the folder itself.
+    """
+    if not os.path.isdir(folder):
+        raise UserError(f'--images {folder}: no such folder; name one with images')
+    if os.path.realpath(folder) == os.path.realpath(save_dir):
+        raise UserError(f'--save-dir {save_dir}: must be another folder than --images, or the '
+                        'pictures would be predicted next time')
+    endings, images, others = image_endings(), [], Counter()
+    for path in visible_files(folder, save_dir):
+        ending = os.path.splitext(path)[1].lower()
+        if ending in endings:
+            images.append(os.path.relpath(path, folder))
+        else:
+            others[ending or 'none'] += 1
+    kinds = ', '.join(f'{ending}: {count}' for ending, count in sorted(others.items()))
+    notes = [f'files passed over because of their ending: {kinds}'] if others else []
+    if not images:
+        raise UserError('; '.join([f'--images {folder}: no image in it or below'] + notes))
+    return [Sample(name, None, '--images') for name in sorted(images)], notes
+
+
+def image_endings():
+    """Endings of the formats that Pillow decodes, such as '.jpg'."""
+    return {ending for ending, name in Image.registered_extensions().items()
+            if name in Image.OPEN and name not in NOT_DECODED}
+
+
+def visible_files(folder, left_out):
+    """Paths of all files in and below a folder, but those in `left_out` and hidden ones."""
+    def refuse(error):
+        raise UserError(f'--images {folder}: {error.filename} cannot be read ({error.strerror})')
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith('.') and
+                      os.path.realpath(os.path.join(place, name)) != os.path.realpath(left_out)]
+        yield from (os.path.join(place, name) for name in names if not name.startswith('.'))
+
+
+def read_image(folder, sample):
+    """The image as viewers show it, (3, H, W) uint8; raises a FileProblem where it cannot be."""
+    return to_tensor(upright(open_image(folder, sample)))
+
+
+def upright(image):
+    """The image as viewers turn it. (TIFFs come turned from Pillow, and say so no more.)"""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF makes Pillow raise almost anything; viewers ignore it too
+        return image
+
+
+def tiles(side):
+    """Cuts a side into tiles: [(start, stop, first, last)], of which first..last is kept."""
+    count = 1 if side <= TILE else math.ceil(side / (TILE - 2 * MARGIN))
+    edges = [round(i * side / count) for i in range(count + 1)]
+    return [(max(first - MARGIN, 0), min(last + MARGIN, side), first, last)
+            for first, last in zip(edges, edges[1:])]
+
+
+def predict_image(predict, model, image, device):
+    """Class indices (H, W) uint8, on the CPU, of one image.
+
+    Args:
+        predict: from `predictor`. image: (3, H, W) uint8 of any size.
+    """
+    height, width = image.shape[1:]
+    whole = height * width <= TILE * TILE
+    rows = [(0, height, 0, height)] if whole else tiles(height)
+    columns = [(0, width, 0, width)] if whole else tiles(width)
+    found = torch.empty((height, width), dtype=torch.uint8)
+    for top, bottom, first_row, last_row in rows:
+        for left, right, first, last in columns:
+            part = normalise(image[None, :, top:bottom, left:right].to(device))
+            index = predict(model, part).argmax(1)[0].to(torch.uint8).cpu()
+            found[first_row:last_row, first:last] = index[
+                first_row - top:last_row - top, first - left:last - left]
+    return found
+
+
+@torch.no_grad()
+def predict_folder(model, cfg, folder, samples, world, watch):
+    """Predict this rank's share of the images by the config's protocol.
+
+    Args:
+        model: network with (N, 3, H, W) -> (N, C, H, W) logits, on the world's device.
+        watch: called as watch(position, image (3, H, W) uint8, None, {'prediction': (H, W)}).
+
+    Returns:
+        One line for each of them that cannot be read.
+    """
+    model.eval()
+    predict = predictor(cfg.protocol, cfg.crop_size)
+    problems = []
+    positions = range(world.rank, len(samples), world.size)
+    for position in tqdm(positions, unit='image', disable=None if world.is_main else True):
+        try:
+            image = read_image(folder, samples[position])
+        except FileProblem as problem:
+            problems.append(str(problem))
+            continue
+        found = predict_image(predict, model, image, world.device)
+        watch(position, image, None, {'prediction': found})
+    return problems

@@ -1,0 +1,147 @@
+"""metrics.jsonl, a run's scores line by line: read back, and summed up."""
+import json
+
+from dssn.errors import UserError
+
+ROLES = ('student', 'teacher')
+ABSENT = 'skip'  # training's rule for a class in neither truth nor prediction, see `scores`
+ABSENT_TEXT = {'skip': 'left out of the mean', 'zero': 'counted as 0'}
+
+
+def parse(line, place):
+    """A line of metrics.jsonl as a dict with `kind` and `epoch`; `place` is for errors."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or type(record.get('epoch')) is not int:
+        shown = line if len(line) <= 60 else line[:60] + '...'
+        raise UserError(f'{place}: {shown!r} is no record of a run, a JSON object with an epoch; '
+                        'restore the file, or remove the line')
+    # The first runs recorded nothing but evaluations, without a kind.
+    return {'kind': 'evaluation', **record}
+
+
+def read(path):
+    """The records of a metrics.jsonl, in order.
+
+    A last line that was cut off is left out: it is being written, or the run was killed.
+
+    Raises:
+        UserError: no such file, or a line that is no record.
+    """
+    try:
+        with open(path, encoding='utf-8') as file:
+            *lines, last = file.read().split('\n')
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f'{path}: cannot be read as the scores of a run: {error}') from None
+    records = [parse(line, f'{path} line {number}') for number, line in enumerate(lines, 1)]
+    try:
+        return records + [parse(last, path)]
+    except UserError:
+        return records
+
+
+def evaluations(records, path):
+    """The records that are evaluations: a score for each network, the same networks in all.
+
+    Raises:
+        UserError: a value is missing or of another kind, by its line in `path`.
+    """
+    found = []
+    for number, record in enumerate(records, 1):
+        if record['kind'] != 'evaluation':
+            continue
+        found.append(record)
+        roles = ROLES if found[0].get('teacher') is not None else ROLES[:1]
+        wrong = wrong_keys(record, roles)
+        if wrong:
+            raise UserError(f'{path} line {number}: {wrong[0]} = {record.get(wrong[0])!r} is not '
+                            'what a run records; restore the file, or remove the line')
+    return found
+
+
+def wrong_keys(record, roles):
+    """The keys of an evaluation whose value is missing or of another kind."""
+    def is_number(values, key):
+        return isinstance(values, dict) and type(values.get(key)) in (int, float)
+
+    def is_identity(known):
+        return isinstance(known, dict) and {'text', 'lines', 'sha256'} <= set(known)
+    wrong = [key for key in ('iteration',) + roles if not is_number(record, key)]
+    if not all(is_number(record.get('select_on', record), role) for role in roles):
+        wrong.append('select_on')
+    lists = record.get('lists', {})
+    if not isinstance(lists, dict) or not all(map(is_identity, lists.values())):
+        wrong.append('lists')
+    return wrong
+
+
+def best(evaluations, role):
+    """The evaluation whose weights of a network are kept: the first of the highest score.
+
+    The score is on `select_on` where the run has such a list, else on val.
+    """
+    return max(evaluations, key=lambda line: line.get('select_on', line)[role])
+
+
+def summarise(evaluations, protocol):
+    """The record that ends a run, kind `summary`: best and last scores of both networks.
+
+    Args:
+        evaluations: of the run, at least one. protocol: for runs that did not record theirs.
+    """
+    last = evaluations[-1]
+    summary = {'kind': 'summary', 'epoch': last['epoch'], 'iteration': last['iteration'],
+               'evaluations': len(evaluations),
+               'selected_on': 'select_on' if 'select_on' in last else 'val', 'best': {}, 'last': {}}
+    for role in ROLES:
+        scored = last.get(role) is not None
+        summary['best'][role] = entry(best(evaluations, role), role) if scored else None
+        summary['last'][role] = entry(last, role) if scored else None
+    summary.update(protocol=last.get('protocol', protocol), absent=last.get('absent', ABSENT),
+                   processes=last.get('processes'), lists=last.get('lists', {}),
+                   seconds=last.get('seconds'))
+    return summary
+
+
+def entry(line, role):
+    """A network's score in an evaluation: mIoU on val, the epoch, and mIoU on select_on."""
+    found = {'miou': line[role], 'epoch': line['epoch']}
+    if 'select_on' in line:
+        found['select_on'] = line['select_on'][role]
+    return found
+
+
+def text(summary):
+    """A summary for people, lines of text."""
+    held = [role for role in ROLES if summary['best'][role]]
+    rows = [('best', 'best', 'miou'), ('  at epoch', 'best', 'epoch'),
+            ('  mIoU on select_on', 'best', 'select_on'), ('last', 'last', 'miou'),
+            ('  at epoch', 'last', 'epoch'), ('  mIoU on select_on', 'last', 'select_on')]
+    lines = [head(summary), ' '.join([f'{"mIoU on val":<19}'] + [f'{role:>9}' for role in held])]
+    for name, which, key in rows:
+        values = [summary[which][role].get(key) for role in held]
+        if None not in values:
+            cells = [f'{v:>9}' if key == 'epoch' else f'{v:9.2f}' for v in values]
+            lines.append(' '.join([f'{name:<19}'] + cells))
+    return '\n'.join(lines + [selection_text(summary)])
+
+
+def head(summary):
+    lists = ''.join(f"; {role}: {known['text']}" for role, known in summary['lists'].items()
+                    if role in ('val', 'select_on'))
+    seconds = '' if summary['seconds'] is None else f" in {summary['seconds']:.0f} s"
+    return (f"finished: {summary['epoch']} epochs{seconds}; protocol {summary['protocol']}; absent "
+            f"classes: {ABSENT_TEXT[summary['absent']]}{lists}")
+
+
+def selection_text(summary):
+    """How `best` came about, a line."""
+    count = summary['evaluations']
+    if summary['selected_on'] == 'select_on':
+        return f'best: of {count} evaluations, the one of the highest mIoU on select_on'
+    if count == 1:
+        return 'best: there was one evaluation, nothing was selected'
+    return (f'best: the highest of {count} evaluations on val itself, and so above what to expect '
+            'on other images; select_on names a list to select on instead')

@@ -1,0 +1,284 @@
+"""Prediction of a folder: what is found and how it is read, tiles, and `eval.py --images`."""
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import eval as eval_script
+from dssn import checkpoint, config, predict
+from dssn.data.lists import Sample
+from dssn.distributed import World
+from dssn.errors import UserError
+from dssn.evaluation import predictor
+from dssn.models import build_model
+from dssn.predict import find_images, predict_folder, predict_image, tiles
+from test_distributed import launch
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def gradient(width=24, height=16):
+    """An RGB image in which no two pixels are alike."""
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([x * 10, y * 15, (x + y) * 6], 2).astype(np.uint8))
+
+
+# ---- what is found
+
+def touch(folder, *names):
+    for name in names:
+        path = os.path.join(str(folder), name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        open(path, 'w').close()
+
+
+def names(found):
+    return [sample.image.replace(os.sep, '/') for sample in found[0]]
+
+
+def test_images_of_all_formats_in_all_folders_in_order(tmp_path):
+    wanted = ['10.webp', 'B.JPG', 'a/x.png', 'a/y/z.TIF', 'a b.gif', 'c.bmp']
+    touch(tmp_path, *wanted)
+    touch(tmp_path, '.hidden.jpg', '.cache/x.jpg', 'a/._z.tif')
+    found = find_images(str(tmp_path), str(tmp_path / 'out'))
+    assert names(found) == sorted(wanted) and found[1] == []
+
+
+def test_files_that_do_not_end_like_images_are_named_together(tmp_path):
+    touch(tmp_path, 'x.jpg', 'a.txt', 'b.TXT', 'c.heic', 'film.mpg', 'LICENSE')
+    note, = find_images(str(tmp_path), str(tmp_path / 'out'))[1]
+    assert note.endswith('.heic: 1, .mpg: 1, .txt: 2, none: 1')
+
+
+def test_what_was_written_is_not_predicted_next_time(tmp_path):
+    touch(tmp_path, 'x.jpg', 'out/overlay/x.jpg', 'sub/out/y.jpg')
+    os.symlink(str(tmp_path / 'out'), str(tmp_path / 'link'))
+    for out in ('out', 'link', 'sub/../out'):
+        assert names(find_images(str(tmp_path), str(tmp_path / out))) == ['sub/out/y.jpg', 'x.jpg']
+    with pytest.raises(UserError, match='--save-dir.*another folder'):
+        find_images(str(tmp_path), str(tmp_path / 'out' / '..'))
+
+
+@pytest.mark.parametrize('files, words', [
+    (None, 'no such folder'), ([], 'no image'), (['a.txt'], 'no image.*[.]txt: 1')])
+def test_folders_without_images_are_errors(tmp_path, files, words):
+    if files is not None:
+        touch(tmp_path / 'in', 'sub/' * (not files) + '.keep', *files)
+    with pytest.raises(UserError, match='--images .*in: ' + words):
+        find_images(str(tmp_path / 'in'), str(tmp_path / 'out'))
+
+
+# ---- how it is read
+
+def read(folder, name):
+    return predict.read_image(str(folder), Sample(name, None, '--images')).permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize('ending', ['png', 'bmp', 'tif', 'ppm', 'tga'])
+def test_lossless_formats_are_read_exactly(tmp_path, ending):
+    gradient().save(str(tmp_path / ('x.' + ending)))
+    assert '.' + ending in predict.image_endings()
+    assert np.array_equal(read(tmp_path, 'x.' + ending), np.asarray(gradient()))
+
+
+def test_transparency_is_left_out_as_in_training(tmp_path):
+    image = gradient()
+    image.putalpha(Image.new('L', image.size, 0))
+    image.save(str(tmp_path / 'x.png'))
+    assert np.array_equal(read(tmp_path, 'x.png'), np.asarray(gradient()))
+
+
+def test_gray_becomes_three_equal_channels(tmp_path):
+    gradient().convert('L').save(str(tmp_path / 'x.jpg'), quality=100)
+    got = read(tmp_path, 'x.jpg')
+    assert got.shape == (16, 24, 3) and (got == got[:, :, :1]).all() and got.std() > 10
+
+
+def test_cmyk_is_shown_in_its_colours(tmp_path):
+    Image.new('RGB', (16, 16), (200, 40, 60)).convert('CMYK').save(str(tmp_path / 'x.jpg'))
+    assert np.abs(read(tmp_path, 'x.jpg').astype(int) - (200, 40, 60)).max() < 12
+
+
+def test_the_first_frame_of_an_animation(tmp_path):
+    frames = [Image.new('RGB', (8, 8), colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    frames[0].save(str(tmp_path / 'x.gif'), save_all=True, append_images=frames[1:])
+    assert (read(tmp_path, 'x.gif') == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize('name', ['x.png', 'x.tif'])
+@pytest.mark.parametrize('turn, undo', [
+    (1, lambda a: a), (2, lambda a: a[:, ::-1]), (3, lambda a: a[::-1, ::-1]),
+    (6, lambda a: np.rot90(a, -1)), (8, np.rot90), (5, lambda a: a.transpose(1, 0, 2))])
+def test_images_are_turned_as_viewers_turn_them(tmp_path, name, turn, undo):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    options = {'tiffinfo': {0x0112: turn}} if name == 'x.tif' else {'exif': exif}
+    gradient().save(str(tmp_path / name), **options)
+    assert np.array_equal(read(tmp_path, name), undo(np.asarray(gradient())))
+
+
+def test_damaged_exif_is_ignored(tmp_path):
+    gradient().save(str(tmp_path / 'x.png'), exif=b'Exif\0\0II*\0\xff\xff')
+    assert np.array_equal(read(tmp_path, 'x.png'), np.asarray(gradient()))
+
+
+def test_what_is_no_image_is_an_error_that_names_it(tmp_path):
+    (tmp_path / 'text.jpg').write_text('text')
+    gradient().save(str(tmp_path / 'whole.png'))
+    whole = (tmp_path / 'whole.png').read_bytes()
+    (tmp_path / 'cut.png').write_bytes(whole[:len(whole) // 2])
+    Image.fromarray(np.full((4, 4), 40000, np.uint16)).save(str(tmp_path / 'deep.png'))
+    for name, words in (('text.jpg', 'not an image'), ('cut.png', 'truncated'),
+                        ('deep.png', 'more than 8 bits')):
+        with pytest.raises(UserError, match=words) as error:
+            read(tmp_path, name)
+        assert name in str(error.value) and '\n' not in str(error.value)
+
+
+# ---- tiles
+
+@pytest.mark.parametrize('side', [1, 39, 40, 41, 60, 61, 100, 1000])
+def test_tiles_cover_a_side_once_with_margins(monkeypatch, side):
+    monkeypatch.setattr(predict, 'TILE', 40)
+    monkeypatch.setattr(predict, 'MARGIN', 5)
+    kept = []
+    for start, stop, first, last in tiles(side):
+        assert 0 <= start <= first < last <= stop <= side and stop - start <= 40
+        assert first - start == min(5, first) and stop - last == min(5, side - last)
+        kept += range(first, last)
+    assert kept == list(range(side))
+    assert len(tiles(side)) == (1 if side <= 40 else -(-side // 30))
+
+
+class Blur(torch.nn.Module):
+    """Logits that depend on the 5 x 5 pixels around; keeps the sizes it was given."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = torch.nn.Conv2d(3, 4, 5, padding=2)
+        self.sizes = []
+
+    def forward(self, x):
+        self.sizes.append(tuple(x.shape[2:]))
+        return self.conv(x)
+
+
+@pytest.mark.parametrize('height, width', [(20, 20), (20, 21), (90, 33), (7, 300), (1, 1)])
+def test_large_images_are_predicted_in_tiles_as_if_at_once(monkeypatch, height, width):
+    monkeypatch.setattr(predict, 'MARGIN', 2)
+    model, run = Blur(), predictor('original', 0)
+    image = torch.randint(256, (3, height, width), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = predict_image(run, model, image, 'cpu')
+        assert model.sizes == [(height, width)]
+        monkeypatch.setattr(predict, 'TILE', 20)
+        got = predict_image(run, model, image, 'cpu')
+    assert got.dtype == torch.uint8 and torch.equal(got, expected)
+    assert len(got.unique()) > 1 or got.numel() == 1
+    if height * width > 400:
+        assert len(model.sizes) > 2 and max(max(size) for size in model.sizes[1:]) <= 20
+
+
+def test_a_folder_is_predicted_by_the_configs_protocol_whatever_cannot_be_read(
+        tiny_world, tmp_path):
+    cfg = tiny_world().load(nclass=4, protocol='sliding_window', crop_size=18)
+    folder = tmp_path / 'photos'
+    folder.mkdir()
+    gradient(40, 30).save(str(folder / 'b.png'))
+    (folder / 'a.png').write_text('text')
+    samples, _ = find_images(str(folder), 'out')
+    model, seen = Blur().train(), []
+    problems = predict_folder(model, cfg, str(folder), samples, World(),
+                              lambda *args: seen.append(args))
+    assert len(model.sizes) == 12  # 40 x 30 by windows of 18, stride 12
+    assert not model.training
+    problem, = problems
+    assert 'a.png is not an image' in problem
+    (position, image, label, predictions), = seen
+    assert (position, label, image.shape) == (1, None, (3, 30, 40))
+    assert [found.shape for found in predictions.values()] == [(30, 40)]
+
+
+# ---- eval.py --images
+
+@pytest.fixture
+def saved(tiny_world, tmp_path):
+    """Path of a checkpoint that carries its config and class names."""
+    cfg = tiny_world().load(classes=['sky', 'road', 'car'],
+                            colours=[[9, 8, 7], [1, 2, 3], [250, 0, 0]])
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    model.classifier.weight.data.mul_(30)
+    path = str(tmp_path / 'best.pth')
+    torch.save({'model': checkpoint.weights(model), 'config': config.to_dict(cfg)}, path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / 'photos'
+    (folder / 'sub').mkdir(parents=True)
+    gradient(60, 40).save(str(folder / 'x.png'))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    gradient(60, 40).save(str(folder / 'sub' / 'x.jpg'), exif=exif)
+    (folder / 'y.jpg').write_text('text')
+    return folder
+
+
+def test_eval_predicts_a_folder_and_says_what_it_could_not(saved, photos, tmp_path, capsys):
+    out = tmp_path / 'out'
+    arguments = ['--checkpoint', saved, '--images', str(photos), '--save-dir', str(out)]
+    assert eval_script.main(arguments) == 1
+    said = capsys.readouterr()
+    line, = said.err.splitlines()
+    assert 'y.jpg is not an image' in line
+    assert '2 of 3 images predicted' in said.out and 'index.html' in said.out
+    with Image.open(str(out / 'prediction' / '00000_x.png')) as picture:  # sub/x.jpg, upright
+        assert (picture.mode, picture.size) == ('P', (40, 60))
+        assert picture.getpalette()[:9] == [9, 8, 7, 1, 2, 3, 250, 0, 0]
+        assert np.asarray(picture).max() < 3
+    with Image.open(str(out / 'prediction' / '00001_x.png')) as picture:
+        assert picture.size == (60, 40)
+    page = (out / 'index.html').read_text(encoding='utf-8')
+    for word in ('sky', 'road', 'car', 'y.jpg is not an image', 'Not predicted: 1'):
+        assert word in page
+    os.remove(str(photos / 'y.jpg'))
+    assert eval_script.main(arguments) == 0
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['--images', 'x'], '--save-dir'),
+    (['--images', 'x', '--save-dir', 'y', '--absent', 'skip'], '--absent'),
+    (['--images', 'x', '--save-dir', 'y', '--json', 'z'], '--json'),
+    (['--images', 'x', '--save-dir', 'y', '--id-path', 'z'], '--id-path')])
+def test_flags_that_make_no_sense_together(flags, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        eval_script.main(['--checkpoint', 'c.pth'] + flags)
+    assert stop.value.code == 2 and words in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_programs_exit_status(saved, photos, tmp_path):
+    done = subprocess.run(
+        [sys.executable, os.path.join(ROOT, 'eval.py'), '--checkpoint', saved, '--images',
+         str(photos), '--save-dir', str(tmp_path / 'out')], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, universal_newlines=True, timeout=300,
+        env=dict(os.environ, PYTHONWARNINGS='ignore', OMP_NUM_THREADS='1'))
+    assert done.returncode == 1
+    line, = done.stderr.splitlines()
+    assert line.startswith('eval.py: --images: ')
+
+
+def test_two_processes_share_a_folder(saved, photos, tmp_path):
+    os.remove(str(photos / 'y.jpg'))
+    out = tmp_path / 'out'
+    launch(os.path.join(ROOT, 'eval.py'), '--checkpoint', saved, '--images', str(photos),
+           '--save-dir', str(out))
+    assert len(os.listdir(str(out / 'prediction'))) == 2
+    page = (out / 'index.html').read_text(encoding='utf-8')
+    assert page.count('<figure') == 2 and '2 of 2' in page
