@@ -34,7 +34,8 @@ def parse_arguments(argv=None):
     parser.add_argument('--config', help="YAML file; by default the checkpoint's own config")
     parser.add_argument('--weights', choices=('student', 'teacher'),
                         help='which network, where the file holds both (default: student)')
-    parser.add_argument('--id-path', help="id list to evaluate on; by default the config's val list")
+    parser.add_argument('--id-path',
+                        help="id list to evaluate on; by default the config's val list")
     parser.add_argument('--absent', choices=('skip', 'zero'),
                         help='a class in neither truth nor prediction: left out of the mean, or 0 '
                              'as published means count it (default: skip)')
@@ -51,7 +52,7 @@ def parse_arguments(argv=None):
         parser.error('--images needs --save-dir: where the predictions go')
     for flag in ('id_path', 'absent', 'json'):
         if args.images and getattr(args, flag):
-            parser.error(f"--images has no truth: --{flag.replace('_', '-')} has no meaning with it")
+            parser.error(f"--images has no truth: --{flag.replace('_', '-')} says nothing there")
     return args
 
 
@@ -95,9 +96,10 @@ def score(args, cfg, model, role, samples, world):
     if writer:
         found = result[role]
         meaning = 'counted as 0' if absent == 'zero' else 'left out of the mean'
-        writer.finish(world, f'{cfg.dataset}: {role}, mIoU {found.miou:.2f}', [
-            setting, f'mIoU {found.miou:.2f}, pixel accuracy {found.pixel_accuracy:.2f}; classes in '
-                     f'neither truth nor prediction: {found.absent}, {meaning}'], found)
+        numbers = (f'mIoU {found.miou:.2f}, pixel accuracy {found.pixel_accuracy:.2f}; classes in '
+                   f'neither truth nor prediction: {found.absent}, {meaning}')
+        writer.finish(world, f'{cfg.dataset}: {role}, mIoU {found.miou:.2f}', [setting, numbers],
+                      found)
     if world.is_main:
         print(setting)
         print(table(result, names))
@@ -115,7 +117,8 @@ def predict(args, cfg, model, role, samples, notes, world):
     writer = PictureWriter(args.save_dir, cfg, samples)
     problems = predict_folder(model, cfg, args.images, samples, world, writer)
     facts = [f'{args.checkpoint} ({role}), {cfg.protocol}'] + notes
-    problems = writer.finish(world, f'{cfg.dataset}: {role} on {args.images}', facts, None, problems)
+    title = f'{cfg.dataset}: {role} on {args.images}'
+    problems = writer.finish(world, title, facts, None, problems)
     if not world.is_main:
         return 0  # a launcher would end rank 0 while it still writes
     for line in notes + problems:

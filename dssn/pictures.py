@@ -1,4 +1,4 @@
-"""Pictures of predictions: index PNGs, overlays, error maps, panels, and the gallery of them all."""
+"""Pictures of predictions: index PNGs, overlays, error maps, panels, and the gallery of all."""
 import json
 import os
 import re

@@ -130,10 +130,11 @@ def legend(rows):
     rules = sorted({row.first.facts['absent'] for row in rows})
     absent = ' or '.join(ABSENT_TEXT.get(rule, rule) for rule in rules)
     several = any(len(row.runs) > 1 for row in rows)
-    selected = '; `best` is selected on val itself, and so above what to expect on other images' \
-        if any(row.first.facts['select_on'] == 'val' for row in rows) else ''
     deviation = ', mean ± sample standard deviation' if several else ''
-    return f'mIoU on val in percent{deviation}; absent classes {absent}{selected}'
+    selected = 'on val itself, and so above what to expect on other images' \
+        if any(row.first.facts['select_on'] == 'val' for row in rows) else 'on another list'
+    return (f'mIoU on val in percent{deviation}; absent classes {absent}; `best` is selected '
+            f'{selected}')
 
 
 def unlike_scoring(rows):

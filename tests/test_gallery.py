@@ -131,8 +131,8 @@ def test_no_image_at_all(tmp_path):
 
 @pytest.mark.skipif(shutil.which('chromium') is None, reason='chromium is not installed')
 @pytest.mark.parametrize('order, query, expected', [
-    ('list', '', [0, 1, 2, 3, 4]), ('lowest', '', [3, 0, 1, 2, 4]), ('highest', '', [2, 0, 1, 3, 4]),
-    ('name', '', [1, 3, 2, 0, 4]), ('lowest', 'B', [3, 2])])
+    ('list', '', [0, 1, 2, 3, 4]), ('lowest', '', [3, 0, 1, 2, 4]),
+    ('highest', '', [2, 0, 1, 3, 4]), ('name', '', [1, 3, 2, 0, 4]), ('lowest', 'B', [3, 2])])
 def test_a_browser_sorts_and_searches(tmp_path, order, query, expected):
     rows = [row(0, 'c10.jpg', 50.0), row(1, 'a.jpg', 50.0), row(2, 'b10.jpg', 100.0),
             row(3, 'b9.jpg', 5.0), row(4, 'd.jpg')]
