@@ -87,6 +87,7 @@ def score(args, cfg, model, role, samples, world):
     """Evaluate on a list; returns the exit status."""
     from dssn.evaluation import evaluate, table
     from dssn.pictures import PictureWriter
+    from dssn.records import ABSENT_TEXT
     absent = args.absent or 'skip'
     writer = PictureWriter(args.save_dir, cfg, samples) if args.save_dir else None
     result = evaluate({role: model}, cfg, samples, world, writer, absent)
@@ -95,9 +96,8 @@ def score(args, cfg, model, role, samples, world):
                f'{cfg.protocol}, absent classes: {absent}')
     if writer:
         found = result[role]
-        meaning = 'counted as 0' if absent == 'zero' else 'left out of the mean'
         numbers = (f'mIoU {found.miou:.2f}, pixel accuracy {found.pixel_accuracy:.2f}; classes in '
-                   f'neither truth nor prediction: {found.absent}, {meaning}')
+                   f'neither truth nor prediction: {found.absent}, {ABSENT_TEXT[absent]}')
         writer.finish(world, f'{cfg.dataset}: {role}, mIoU {found.miou:.2f}', [setting, numbers],
                       found)
     if world.is_main:

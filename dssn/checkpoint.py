@@ -1,5 +1,4 @@
 """Checkpoints: plain values and tensors, written whole or not at all, read without running code."""
-import collections
 import io
 import os
 import pickle

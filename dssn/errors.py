@@ -1,4 +1,5 @@
-"""The one exception that a user's mistake raises."""
+"""The one exception that a user's mistake raises, and how a command ends with it."""
+import sys
 
 
 class UserError(Exception):
@@ -7,3 +8,14 @@ class UserError(Exception):
     Its message names the file, the key or line, the value, what is allowed and what to do. The
     entry scripts print it as one line without a traceback and exit with status 1.
     """
+
+
+def exit_status(program, run, *args):
+    """What run(*args) returns; 1 after a UserError, printed as one line, and 130 after Ctrl-C."""
+    try:
+        return run(*args)
+    except UserError as error:
+        print(f'{program}: error: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130

@@ -17,7 +17,7 @@ import csv
 import json
 import sys
 
-from dssn.errors import UserError
+from dssn.errors import UserError, exit_status
 from dssn.records import ABSENT_TEXT, ROLES
 from dssn.runs import LISTS, NOT_RECORDED, SCORED_BY, find_runs, make_rows, scores, unlike
 
@@ -37,23 +37,22 @@ def parse_arguments(argv=None):
 
 
 def main(argv=None):
-    args = parse_arguments(argv)
-    try:
-        runs, empty = find_runs(args.folders)
-        rows = make_rows(runs)
-        if rows:
-            print(markdown(rows))
-        print('\n'.join(f'- {note}' for note in notes(rows, empty)))
-        if not rows and (args.csv or args.plot):
-            raise UserError('no run has been evaluated yet: there is nothing to write or to draw')
-        if args.csv:
-            write_csv(args.csv, rows)
-        if args.plot:
-            from dssn.curves import draw
-            draw(args.plot, rows)
-    except UserError as error:
-        print(f'python -m dssn.report: error: {error}', file=sys.stderr)
-        return 1
+    return exit_status('python -m dssn.report', report, parse_arguments(argv))
+
+
+def report(args):
+    runs, empty = find_runs(args.folders)
+    rows = make_rows(runs)
+    if rows:
+        print(markdown(rows))
+    print('\n'.join(f'- {note}' for note in notes(rows, empty)))
+    if not rows and (args.csv or args.plot):
+        raise UserError('no run has been evaluated yet: there is nothing to write or to draw')
+    if args.csv:
+        write_csv(args.csv, rows)
+    if args.plot:
+        from dssn.curves import draw
+        draw(args.plot, rows)
     return 0
 
 

@@ -48,6 +48,7 @@ def tree(root):
 
 
 def contents(root):
+    """{relative path: content} of every file below."""
     return {name: content for name, (content, _) in tree(root).items()}
 
 

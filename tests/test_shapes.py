@@ -12,19 +12,9 @@ from dssn.data.__main__ import main
 from dssn.data.lists import check_files, read_list
 from dssn.data.loaders import TrainLoader, eval_loader
 from dssn.data.shapes import draw, draw_set
+from test_prepare import contents as tree
 
 SPLITS = os.path.join(os.path.dirname(__file__), '..', 'splits', 'shapes')
-
-
-def tree(root):
-    """{path relative to root: content} of every file."""
-    found = {}
-    for folder, _, names in os.walk(str(root)):
-        for name in names:
-            path = os.path.join(folder, name)
-            with open(path, 'rb') as file:
-                found[os.path.relpath(path, str(root)).replace(os.sep, '/')] = file.read()
-    return found
 
 
 def test_two_drawings_are_the_same_to_the_byte(tmp_path):

@@ -6,7 +6,7 @@ import argparse
 import importlib
 import sys
 
-from dssn.errors import UserError
+from dssn.errors import exit_status
 
 # A command is a module with `add_arguments(parser)` and `run(args) -> exit status`.
 COMMANDS = {
@@ -31,13 +31,7 @@ def main(argv=None):
         module.add_arguments(sub)
         sub.set_defaults(run=module.run)
     args = parser.parse_args(argv)
-    try:
-        return args.run(args)
-    except UserError as error:
-        print(f'python -m dssn.data: error: {error}', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    return exit_status(parser.prog, args.run, args)
 
 
 if __name__ == '__main__':

@@ -99,6 +99,7 @@ def read_samples(args):
 
 
 def is_amount(text):
+    """Whether a text is a count or a share, and not the name of a list."""
     try:
         return bool(count_or_share(text))
     except argparse.ArgumentTypeError:
@@ -158,6 +159,7 @@ def choose(samples, labeled, val, seed, classes):
 
 
 def amount(wanted, total):
+    """A count as it is, a Fraction as that share of `total`, rounded up."""
     return ceil(total * wanted) if isinstance(wanted, Fraction) else wanted
 
 
@@ -173,6 +175,7 @@ def cover(order, classes):
 
 
 def put_first(first, order):
+    """The indices of `order`, those of `first` before the others."""
     return first + [i for i in order if i not in first]
 
 

@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from dssn import checkpoint
-from dssn.errors import UserError
+from dssn.errors import UserError, exit_status
 from dssn.models import BACKBONES, weights
 from dssn.models.contents import check_name, inspect, loads
 
@@ -20,13 +20,7 @@ PIECE = 2 ** 18
 
 def main(argv=None):
     args = parse_arguments(argv)
-    try:
-        return args.run(args)
-    except UserError as error:
-        print(f'{weights.COMMAND}: error: {error}', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    return exit_status(weights.COMMAND, args.run, args)
 
 
 def parse_arguments(argv=None):
