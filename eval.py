@@ -73,14 +73,11 @@ def main(argv=None):
         check_files(samples, cfg.data_root)
     model = build_model(cfg)
     checkpoint.load_weights(model, state, args.checkpoint)
-    world = distributed.start(cfg.device, args.local_rank, args.port)
-    try:
+    with distributed.start(cfg.device, args.local_rank, args.port) as world:
         model.to(world.device)
         if args.images:
             return predict(args, cfg, model, role, samples, notes, world)
         return score(args, cfg, model, role, samples, world)
-    finally:
-        world.close()
 
 
 def score(args, cfg, model, role, samples, world):

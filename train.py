@@ -55,14 +55,11 @@ def main(argv=None):
     from dssn.engine import Run
     if not cfg.save_path:
         raise UserError('no folder for the run: give --save-path')
-    world = distributed.start(cfg.device, args.local_rank, args.port)
-    try:
+    with distributed.start(cfg.device, args.local_rank, args.port) as world:
         run = Run(cfg, world)
         if not run.finished:
             run.log.say(config.dump(cfg).rstrip())
         run.fit()
-    finally:
-        world.close()
 
 
 def describe(cfg):

@@ -54,9 +54,21 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        # After an error the others never come to `close`; ending the process leaves the group.
+        if kind is None:
+            self.close()
+
     def close(self):
+        """Wait for all ranks, and leave the group. Gloo's ends with the process: on PyTorch 2.0
+        destroying it hangs now and then, even when all ranks do it at once."""
         if self.size > 1:
-            dist.destroy_process_group()
+            dist.all_reduce(torch.zeros(1, device=self.device))
+            if dist.get_backend() != 'gloo':
+                dist.destroy_process_group()
 
 
 def start(device='auto', local_rank=None, port=None):
