@@ -107,6 +107,16 @@ def weights(model):
     return {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
 
 
+# Where checkpoints of ours, of DSSN's and of UniMatch's release keep a network's state.
+_KEYS = {'student': ('model', 'state_dict'), 'teacher': ('teacher', 'model_ema')}
+
+
+def roles_held(content):
+    """Which of student and teacher have a key of their own in what `read_torch_file` gave."""
+    return [role for role, keys in _KEYS.items() if isinstance(content, dict)
+            and any(isinstance(content.get(key), dict) for key in keys)]
+
+
 def choose_weights(content, path, role=None):
     """The network's state inside a checkpoint of ours, of DSSN's or of UniMatch's release.
 
@@ -120,17 +130,16 @@ def choose_weights(content, path, role=None):
         not say whose it is: it serves as either.
     """
     content = content if isinstance(content, dict) else {}
-    held = {'student': ('model', 'state_dict'), 'teacher': ('teacher', 'model_ema')}
-    holds = {name: any(isinstance(content.get(key), dict) for key in keys)
-             for name, keys in held.items()}
+    holds = roles_held(content)
     single = content.get('weights')
-    if not isinstance(single, str) or single not in held:
-        single = 'teacher' if holds['teacher'] and not holds['student'] else None
+    if not isinstance(single, str) or single not in _KEYS:
+        single = 'teacher' if holds == ['teacher'] else None
     if role and single and role != single:
         raise UserError(f"{path}: holds the {single}'s weights, not the {role}'s; leave --weights "
                         f'out, or take the {role}\'s file (best.pth: student, t_best.pth: teacher)')
     role = role or single or 'student'
-    places = [name for name in held[role] + held['student'] if isinstance(content.get(name), dict)]
+    places = [name for name in _KEYS[role] + _KEYS['student']
+              if isinstance(content.get(name), dict)]
     state = content[places[0]] if places else content
     if not state or not all(isinstance(name, str) and torch.is_tensor(value)
                             for name, value in state.items()):

@@ -86,8 +86,11 @@ class Config:
         default_factory=criterion_default,
         metadata={'help': 'labeled loss: {name: CELoss} or {name: OHEM, kwargs: {thresh, min_kept}}'})
     # evaluation and the log
-    protocol: str = key('original', 'evaluation: whole images, or a window of crop_size slid over '
-                                    'them', choices=('original', 'sliding_window'))
+    protocol: str = key('original', 'evaluation: whole images, a window of crop_size slid over '
+                                    'them, or their middle crop_size x crop_size alone',
+                        choices=('original', 'sliding_window', 'center_crop'))
+    eval_batch_size: int = key(4, 'images of one size that a GPU predicts at once in evaluation; a '
+                                  'CPU takes one', low=1)
     select_on: str = key('', 'id list, apart from the others, on which mIoU selects the best '
                              'weights; what is reported of them is their mIoU on val; empty: val '
                              'selects')

@@ -20,7 +20,8 @@ from dssn.models.weights import load_backbone_weights, pretrained_file
 from dssn.optim import build_optimizer, set_lr
 
 # Keys that a run may be resumed with other values of: they change no number of it.
-FREE_KEYS = ('workers', 'log_every', 'device', 'save_path', 'data_root', 'skip_check')
+FREE_KEYS = ('workers', 'log_every', 'device', 'save_path', 'data_root', 'skip_check',
+             'eval_batch_size')
 
 
 def prepare_folder(path):

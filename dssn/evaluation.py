@@ -1,10 +1,12 @@
 """Evaluation: exact confusion matrices, and the scores that follow from them.
 
-C classes, H x W an image's own size. Every image is counted once, on any number of ranks.
+N images of one size, C classes, H x W an image's own size. Every image is counted once, on any
+number of ranks.
 """
 from typing import Dict, List, NamedTuple, Optional
 
 import torch
+import torch.nn.functional as F
 
 from dssn.batch import normalise
 from dssn.data.loaders import eval_loader
@@ -13,20 +15,19 @@ IGNORE = 255
 
 
 class Scores(NamedTuple):
-    """Scores in percent; None for a class in neither truth nor prediction."""
+    """Scores in percent; None for a class without the pixels that a score is a share of."""
     miou: float
     pixel_accuracy: float
-    iou: List[Optional[float]]
-    accuracy: List[Optional[float]]   # per class: share of its pixels that were found
+    mean_accuracy: float              # mean of recall over classes
+    fwiou: float                      # mean of IoU weighted by the classes' share of the truth
+    iou: List[Optional[float]]        # per class: hits among the pixels of truth or prediction
+    recall: List[Optional[float]]     # per class: share of its pixels that were found
     precision: List[Optional[float]]  # per class: share of what is predicted as it that is right
     absent: int                       # classes in neither truth nor prediction
     images: int
 
 
-def predict_whole(model, images):
-    """Logits of whole images, (N, 3, H, W) -> (N, C, H, W)."""
-    return model(images)
-
+# From images to class scores.
 
 def predict_windows(model, images, window):
     """Summed class probabilities of windows slid over the images, (N, 3, H, W) -> (N, C, H, W).
@@ -48,70 +49,140 @@ def predict_windows(model, images, window):
     return total
 
 
-def predictor(protocol, window):
-    """The function (model, images) -> scores (N, C, H, W) of a protocol."""
-    if protocol == 'sliding_window':
-        return lambda model, images: predict_windows(model, images, window)
-    return predict_whole
+def predict_augmented(predict, model, images, scales, flip):
+    """Class probabilities summed over scaled and mirrored copies, (N, 3, H, W) -> (N, C, H, W).
 
+    Args:
+        predict: what predicts a copy, (model, images) -> probabilities up to a factor a pixel.
+        scales: factors of both sides. flip: whether each copy is predicted mirrored left and
+            right, too.
+    """
+    size = images.shape[2:]
+    total = 0
+    for scale in scales:
+        copy = _resize(images, [max(round(side * scale), 1) for side in size])
+        for mirrored in (False, True)[:1 + flip]:
+            prob = predict(model, copy.flip(3)).flip(3) if mirrored else predict(model, copy)
+            total = total + _resize(prob / prob.sum(1, keepdim=True), size)
+    return total
+
+
+def _resize(images, size):
+    if list(images.shape[2:]) == list(size):
+        return images
+    return F.interpolate(images, size=tuple(size), mode='bilinear', align_corners=True)
+
+
+def predictor(protocol, window, scales=(1.0,), flip=False):
+    """The function (model, images (N, 3, H, W)) -> class indices (N, H, W) int64 of a protocol.
+
+    Args:
+        protocol: `sliding_window`, else whole images. window: side of the sliding window.
+        scales, flip: test-time augmentation, see `predict_augmented`.
+    """
+    def logits(model, images):
+        return model(images)
+
+    def probabilities(model, images):
+        return model(images).softmax(1)
+
+    def windows(model, images):
+        return predict_windows(model, images, window)
+
+    def augmented(model, images):
+        copy = windows if protocol == 'sliding_window' else probabilities
+        return predict_augmented(copy, model, images, scales, flip)
+
+    if tuple(scales) != (1.0,) or flip:
+        predict = augmented
+    else:
+        predict = windows if protocol == 'sliding_window' else logits
+    # On a CPU max is several times faster than argmax.
+    return lambda model, images: predict(model, images).max(1).indices
+
+
+def centre(image, size):
+    """The middle size x size of (..., H, W), or all of a side that is shorter."""
+    height, width = image.shape[-2:]
+    top, left = max(height - size, 0) // 2, max(width - size, 0) // 2
+    return image[..., top:top + size, left:left + size]
+
+
+# From class indices to scores.
 
 def confusion_matrix(label, prediction, nclass):
     """Counts (C, C) int64 of pixels by (truth, prediction); truth 255 is left out."""
-    valid = label != IGNORE
-    pairs = label[valid] * nclass + prediction[valid]
-    return torch.bincount(pairs, minlength=nclass * nclass).view(nclass, nclass)
+    pairs = (label * nclass + prediction).masked_fill(label == IGNORE, nclass * nclass)
+    counts = torch.bincount(pairs.flatten(), minlength=nclass * nclass + 1)
+    return counts[:-1].view(nclass, nclass)
 
 
 def scores(matrix, images=0, absent='skip'):
     """Scores of a confusion matrix (C, C) int64, rows truth, columns prediction.
 
     Args:
-        absent: what a class in neither truth nor prediction is for the mean: 'skip' leaves it
-            out, 'zero' counts it as 0 as published means do.
+        absent: what a class is for a mean over classes where it has no pixels to take a share of
+            (IoU: in neither truth nor prediction; recall: not in truth): 'skip' leaves it out,
+            'zero' counts it as 0 as published means do.
     """
     matrix = matrix.cpu().double()
     hit, truth, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
     union = truth + predicted - hit
-    iou, accuracy, precision = [
+    iou, recall, precision = [
         [100 * float(h / n) if n > 0 else None for h, n in zip(hit, counts)]
         for counts in (union, truth, predicted)]
-    present = [value for value in iou if value is not None]
-    count = len(iou) if absent == 'zero' else len(present)
-    return Scores(miou=sum(present) / max(count, 1),
-                  pixel_accuracy=100 * float(hit.sum() / truth.sum().clamp(min=1)),
-                  iou=iou, accuracy=accuracy, precision=precision,
-                  absent=len(iou) - len(present), images=images)
+
+    def mean(values):
+        present = [value for value in values if value is not None]
+        return sum(present) / max(len(values if absent == 'zero' else present), 1)
+    pixels = truth.sum().clamp(min=1)
+    return Scores(miou=mean(iou), pixel_accuracy=100 * float(hit.sum() / pixels),
+                  mean_accuracy=mean(recall),
+                  fwiou=100 * float((truth * hit / union.clamp(min=1)).sum() / pixels),
+                  iou=iou, recall=recall, precision=precision, absent=iou.count(None),
+                  images=images)
 
 
 @torch.no_grad()
-def evaluate(models: Dict[str, torch.nn.Module], cfg, samples, world, watch=None, absent='skip'):
+def evaluate(models: Dict[str, torch.nn.Module], cfg, samples, world, watch=None, absent='skip',
+             predict=None):
     """Evaluate networks on a list, in one pass over the data; their modes are restored.
 
     Args:
         models: {name: network with (N, 3, H, W) -> (N, C, H, W) logits}, unwrapped.
         samples: the list's samples. world: this process's `distributed.World`.
         watch: called as watch(position, image (3, H, W) uint8, label (H, W),
-            {name: prediction (H, W)}) for every image of this rank, on the CPU.
+            {name: prediction (H, W)}) for every image of this rank, on the CPU, in any order;
+            H x W is what is evaluated (`center_crop`: the crop). absent: see `scores`.
+        predict: from `predictor`, by default of the config's protocol.
 
     Returns:
         {name: Scores}, the same on every rank.
     """
-    predict = predictor(cfg.protocol, cfg.crop_size)
+    predict = predict or predictor(cfg.protocol, cfg.crop_size)
+    at_once = images_at_once(cfg, world.device)
     training = {name: model.training for name, model in models.items()}
     for model in models.values():
         model.eval()
     try:
         matrices = {name: torch.zeros(cfg.nclass, cfg.nclass, dtype=torch.long,
                                       device=world.device) for name in models}
-        for image, label, position in eval_loader(cfg, samples, world.rank, world.size):
-            images = normalise(image.to(world.device).unsqueeze(0))
-            truth = label.to(world.device)
-            found = {}
-            for name, model in models.items():
-                found[name] = predict(model, images).argmax(1)[0]
+        items = eval_loader(cfg, samples, world.rank, world.size, world.device.type == 'cuda')
+        if cfg.protocol == 'center_crop':
+            items = ((centre(image, cfg.crop_size), centre(label, cfg.crop_size), position)
+                     for image, label, position in items)
+        for group in of_one_size(items, at_once):
+            images, label, positions = zip(*group)
+            x = normalise(torch.stack(images).to(world.device, non_blocking=True))
+            truth = torch.stack(label).to(world.device, non_blocking=True)
+            found = {name: predict(model, x) for name, model in models.items()}
+            for name in models:
                 matrices[name] += confusion_matrix(truth, found[name], cfg.nclass)
             if watch:
-                watch(int(position), image, label, {n: f.cpu() for n, f in found.items()})
+                found = {name: index.cpu() for name, index in found.items()}
+                for i, position in enumerate(positions):
+                    watch(int(position), images[i], label[i],
+                          {name: index[i] for name, index in found.items()})
     finally:
         for name, model in models.items():
             model.train(training[name])
@@ -119,20 +190,62 @@ def evaluate(models: Dict[str, torch.nn.Module], cfg, samples, world, watch=None
             for name, matrix in matrices.items()}
 
 
-def table(result, names):
-    """Per-class IoU of one or two networks as lines of text.
+def images_at_once(cfg, device):
+    """How many images are predicted at once: one on a CPU.
+
+    There the rounding of a convolution depends on what else is in its batch, and batches gain
+    nothing: one by one, scores are the same to the last digit for any `eval_batch_size` and any
+    number of processes.
+    """
+    return cfg.eval_batch_size if device.type == 'cuda' else 1
+
+
+def of_one_size(items, count):
+    """Group (image, ...) items: lists of at most `count` whose images have one size.
+
+    An item waits until its size is complete, or until 8 `count` items wait: then the largest
+    group goes as it is. So memory is bounded, whatever the sizes and their order.
+    """
+    waiting = {}
+    for item in items:
+        group = waiting.setdefault(item[0].shape, [])
+        group.append(item)
+        if len(group) < count and sum(map(len, waiting.values())) >= 8 * count:
+            group = max(waiting.values(), key=len)
+        elif len(group) < count:
+            continue
+        del waiting[group[0][0].shape]
+        yield group
+    yield from waiting.values()
+
+
+# Scores for people.
+
+MEANS = {'mIoU': 'miou', 'mean accuracy': 'mean_accuracy', 'pixel accuracy': 'pixel_accuracy',
+         'FWIoU': 'fwiou'}
+
+
+def table(result, names, details=False):
+    """IoU per class and the means of one or more networks as lines of text.
 
     Args:
-        result: {name: Scores}. names: class names.
+        result: {name: Scores}. names: class names. details: whether to show recall and precision.
     """
-    width = max([len(name) for name in names] + [len('pixel accuracy')])
-    lines = [' '.join([f'{"class":<{width}}'] + [f'{name:>9}' for name in result])]
-    for i, class_name in enumerate(names):
-        values = [_cell(score.iou[i]) for score in result.values()]
-        lines.append(' '.join([f'{class_name:<{width}}'] + values))
-    lines.append(' '.join([f'{"mIoU":<{width}}'] + [_cell(s.miou) for s in result.values()]))
-    lines.append(' '.join([f'{"pixel accuracy":<{width}}']
-                          + [_cell(s.pixel_accuracy) for s in result.values()]))
+    width = max(map(len, [*names, *MEANS]))
+
+    def line(title, cells):
+        return f'{title:<{width}}' + ''.join(f' {cell:>9}' for cell in cells)
+
+    def columns(score, i):
+        return [score.iou[i]] + ([score.recall[i], score.precision[i]] if details else [])
+    extra = ['recall', 'precision'] if details else []
+    lines = [line('class', [heading for role in result for heading in [role] + extra])]
+    for i, name in enumerate(names):
+        lines.append(line(name, [_cell(value) for score in result.values()
+                                 for value in columns(score, i)]))
+    for title, field in MEANS.items():
+        lines.append(line(title, [cell for score in result.values() for cell in
+                                  [_cell(getattr(score, field))] + [''] * len(extra)]).rstrip())
     absent = max(score.absent for score in result.values())
     if absent:
         lines.append(f'{absent} of {len(names)} classes are in neither truth nor prediction')
@@ -140,4 +253,4 @@ def table(result, names):
 
 
 def _cell(value):
-    return f'{"-":>9}' if value is None else f'{value:9.2f}'
+    return '-' if value is None else f'{value:.2f}'

@@ -103,11 +103,11 @@ def _classes(classes, score):
     if score is None:
         items = '\n'.join(f'<li>{name}</li>' for name in names)
         return f'<h2>Classes</h2>\n<ul class="legend">\n{items}\n</ul>'
-    columns = zip(score.iou, score.accuracy, score.precision)
+    columns = zip(score.iou, score.recall, score.precision)
     rows = '\n'.join(f'<tr><td>{name}</td>' + ''.join(f'<td>{_number(v)}</td>' for v in values)
                      + '</tr>' for name, values in zip(names, columns))
     return ('<h2>Classes, percent</h2>\n<table>\n<thead><tr><th>class</th><th>IoU</th>'
-            '<th title="share of the class\'s pixels that were found">accuracy</th>'
+            '<th title="share of the class\'s pixels that were found">recall</th>'
             '<th title="share of what is predicted as the class that is right">precision</th></tr>'
             f'</thead>\n<tbody>\n{rows}\n</tbody>\n</table>')
 

@@ -17,7 +17,6 @@ from dssn.data.datasets import to_tensor
 from dssn.data.files import FileProblem, open_image
 from dssn.data.lists import Sample
 from dssn.errors import UserError
-from dssn.evaluation import predictor
 
 # An image of more pixels than TILE x TILE is predicted in tiles of at most that size, each with a
 # margin of context whose predictions are dropped: about 3 GiB on a CPU with ResNet-101.
@@ -107,25 +106,25 @@ def predict_image(predict, model, image, device):
     for top, bottom, first_row, last_row in rows:
         for left, right, first, last in columns:
             part = normalise(image[None, :, top:bottom, left:right].to(device))
-            index = predict(model, part).argmax(1)[0].to(torch.uint8).cpu()
+            index = predict(model, part)[0].to(torch.uint8).cpu()
             found[first_row:last_row, first:last] = index[
                 first_row - top:last_row - top, first - left:last - left]
     return found
 
 
 @torch.no_grad()
-def predict_folder(model, cfg, folder, samples, world, watch):
-    """Predict this rank's share of the images by the config's protocol.
+def predict_folder(model, folder, samples, world, watch, predict):
+    """Predict this rank's share of the images.
 
     Args:
         model: network with (N, 3, H, W) -> (N, C, H, W) logits, on the world's device.
         watch: called as watch(position, image (3, H, W) uint8, None, {'prediction': (H, W)}).
+        predict: from `predictor`.
 
     Returns:
         One line for each of them that cannot be read.
     """
     model.eval()
-    predict = predictor(cfg.protocol, cfg.crop_size)
     problems = []
     positions = range(world.rank, len(samples), world.size)
     for position in tqdm(positions, unit='image', disable=None if world.is_main else True):

@@ -22,7 +22,8 @@ run=exp/shapes/DSSN/resnet18/20
 "$python" -c '
 import json, sys, time
 
-student, teacher = [json.load(open(path)) for path in sys.argv[1:3]]
+student, teacher = [json.load(open(path))["scores"][role]
+                    for path, role in zip(sys.argv[1:3], ("student", "teacher"))]
 print("quickstart: student mIoU %.2f, teacher mIoU %.2f on %d images in %d s"
       % (student["miou"], teacher["miou"], student["images"], time.time() - int(sys.argv[3])))
 ' $run/eval_student.json $run/eval_teacher.json "$start"

@@ -9,10 +9,11 @@ import torch
 import eval as eval_script
 import train as train_script
 from dssn import checkpoint, config
+from dssn.data.datasets import EvalSet
 from dssn.data.lists import read_list
 from dssn.distributed import World
 from dssn.errors import UserError
-from dssn.evaluation import evaluate
+from dssn.evaluation import evaluate, predictor
 from dssn.models import build_model
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -113,7 +114,7 @@ def test_public_checkpoints_are_evaluated(networks, tmp_path, capsys, weights, l
     got = run_eval(tmp_path, '--checkpoint', path, '--config', world.config_path,
                    *(['--weights', weights] if weights else []))
     score = expected(teacher if weights == 'teacher' else student, cfg)
-    assert got['miou'] == pytest.approx(score.miou) and got['weights'] == (weights or 'student')
+    assert got['scores'][weights or 'student']['miou'] == pytest.approx(score.miou)
     assert expected(teacher, cfg).miou != expected(student, cfg).miou
     assert '{:.2f}'.format(score.miou) in capsys.readouterr().out
 
@@ -125,7 +126,7 @@ def test_a_public_checkpoint_with_one_network(networks, tmp_path):
     for weights in ('student', 'teacher'):
         got = run_eval(tmp_path, '--checkpoint', path, '--config', world.config_path, '--weights',
                        weights)
-        assert got['miou'] == pytest.approx(expected(student, cfg).miou)
+        assert got['scores'][weights]['miou'] == pytest.approx(expected(student, cfg).miou)
 
 
 def test_json_and_pictures_of_our_own_checkpoint(networks, tmp_path):
@@ -135,15 +136,19 @@ def test_json_and_pictures_of_our_own_checkpoint(networks, tmp_path):
                 'config': config.to_dict(cfg)}, path)
     got = run_eval(tmp_path, '--checkpoint', path, '--save-dir', folder)
     score = expected(student, cfg)
-    assert set(got) == {'checkpoint', 'weights', 'id_path', 'protocol', 'absent', 'images', 'miou',
-                        'pixel_accuracy', 'absent_classes', 'classes'}
-    assert (got['checkpoint'], got['id_path'], got['images']) == (path, cfg.val_id_path, 3)
-    assert (got['protocol'], got['absent'], got['weights']) == ('original', 'skip', 'student')
-    assert (got['miou'], got['pixel_accuracy']) == (score.miou, score.pixel_accuracy)
-    assert [c['name'] for c in got['classes']] == ['class 0', 'class 1', 'class 2']
-    assert [c['iou'] for c in got['classes']] == score.iou
-    assert [c['accuracy'] for c in got['classes']] == score.accuracy
-    assert [c['precision'] for c in got['classes']] == score.precision
+    assert set(got) == {'checkpoint', 'id_path', 'protocol', 'crop_size', 'scales', 'flip',
+                        'absent', 'seconds', 'scores'}
+    assert (got['checkpoint'], got['id_path']) == (path, cfg.val_id_path)
+    assert (got['protocol'], got['absent']) == ('original', 'skip')
+    assert (got['scales'], got['flip']) == ([1.0], False)
+    assert list(got['scores']) == ['student']
+    found = got['scores']['student']
+    for key in ('miou', 'pixel_accuracy', 'mean_accuracy', 'fwiou', 'absent', 'images'):
+        assert found[key] == getattr(score, key)
+    assert found['images'] == 3
+    assert [c['name'] for c in found['classes']] == ['class 0', 'class 1', 'class 2']
+    for key in ('iou', 'recall', 'precision'):
+        assert [c[key] for c in found['classes']] == getattr(score, key)
     stems = [os.path.splitext(os.path.basename(s.image))[0] for s in read_list(cfg.val_id_path)]
     assert sorted(os.listdir(folder)) == ['error', 'index.html', 'overlay', 'panel', 'prediction',
                                           'thumbnail']
@@ -159,8 +164,59 @@ def test_eval_follows_its_flags(networks, tmp_path):
     got = run_eval(tmp_path, '--checkpoint', path, '--id-path', world.labeled, '--set',
                    'protocol=sliding_window', 'crop_size=24', '--absent', 'zero')
     changed = world.load(val_id_path=world.labeled, protocol='sliding_window', crop_size=24)
-    assert (got['images'], got['absent'], got['protocol']) == (5, 'zero', 'sliding_window')
-    assert got['miou'] == pytest.approx(expected(student, changed, absent='zero').miou)
+    assert (got['absent'], got['protocol']) == ('zero', 'sliding_window')
+    found = got['scores']['student']
+    assert found['images'] == 5
+    assert found['miou'] == pytest.approx(expected(student, changed, absent='zero').miou)
+
+
+def test_eval_with_scales_and_flip(networks, tmp_path, capsys):
+    world, cfg, student, _ = networks
+    path = str(tmp_path / 'best.pth')
+    torch.save({'model': checkpoint.weights(student), 'config': config.to_dict(cfg)}, path)
+    got = run_eval(tmp_path, '--checkpoint', path, '--scales', '0.5', '1.25', '--flip')
+    how = predictor('original', 0, (0.5, 1.25), True)
+    assert got['scores']['student']['miou'] == expected(student, cfg, predict=how).miou
+    assert got['scores']['student']['miou'] != expected(student, cfg).miou
+    assert (got['scales'], got['flip']) == ([0.5, 1.25], True)
+    assert 'scales 0.5 1.25, flipped' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('scale', ['0', '-1', 'nan', 'inf', 'big', '9'])
+def test_impossible_scales(capsys, scale):
+    with pytest.raises(SystemExit) as ended:
+        eval_script.main(['--checkpoint', 'x.pth', '--scales=' + scale])
+    assert ended.value.code == 2 and "'{}'".format(scale) in capsys.readouterr().err
+
+
+def test_both_networks_of_a_file_in_one_pass(networks, tmp_path, monkeypatch):
+    world, cfg, student, teacher = networks
+    path = str(tmp_path / 'published.pth')
+    torch.save({'model': public_state(student), 'model_ema': public_state(teacher)}, path)
+    opened = []
+    item = EvalSet.__getitem__
+    monkeypatch.setattr(EvalSet, '__getitem__',
+                        lambda self, i: opened.append(i) or item(self, i))
+    got = run_eval(tmp_path, '--checkpoint', path, '--config', world.config_path, '--weights',
+                   'both', '--set', 'workers=0')
+    assert sorted(opened) == [0, 1, 2]
+    for role, model in (('student', student), ('teacher', teacher)):
+        assert got['scores'][role]['miou'] == expected(model, cfg).miou
+
+
+def test_both_networks_of_a_file_that_holds_one(networks, tmp_path):
+    world, cfg, student, _ = networks
+    path = str(tmp_path / 'best.pth')
+    torch.save({'model': checkpoint.weights(student), 'weights': 'student',
+                'config': config.to_dict(cfg)}, path)
+    with pytest.raises(UserError, match='best.pth: does not hold both networks .*student.*latest'):
+        eval_script.main(['--checkpoint', path, '--weights', 'both'])
+
+
+def test_pictures_are_of_one_network(capsys):
+    with pytest.raises(SystemExit) as ended:
+        eval_script.main(['--checkpoint', 'x.pth', '--weights', 'both', '--save-dir', 'x'])
+    assert ended.value.code == 2 and 'student or teacher' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('flag', [[], ['--absent', 'skip'], ['--absent', 'zero']], ids=' '.join)
@@ -171,8 +227,9 @@ def test_absent_classes_are_left_out_unless_published_means_are_wanted(tiny_worl
     model.classifier.bias.data.copy_(torch.arange(6, 0, -1).float())  # all pixels: class 0
     torch.save({'model': checkpoint.weights(model), 'config': config.to_dict(cfg)}, path)
     got = run_eval(tmp_path, '--checkpoint', path, *flag)
-    first, counted = got['classes'][0]['iou'], 6 if 'zero' in flag else 3
-    assert got['absent_classes'] == 3 and got['miou'] == pytest.approx(first / counted)
+    found = got['scores']['student']
+    first, counted = found['classes'][0]['iou'], 6 if 'zero' in flag else 3
+    assert found['absent'] == 3 and found['miou'] == pytest.approx(first / counted)
 
 
 def test_the_others_weights_are_refused(networks, tmp_path):
@@ -191,7 +248,8 @@ def test_a_trained_runs_files_give_the_scores_of_its_log(tiny_world, tmp_path):
         line, _ = [json.loads(text) for text in file]
     for name, role in (('best.pth', 'student'), ('t_best.pth', 'teacher')):
         got = run_eval(tmp_path, '--checkpoint', os.path.join(world.save_path, name))
-        assert (got['weights'], got['miou']) == (role, line[role])
+        assert {role: line[role]} == {r: found['miou'] for r, found in got['scores'].items()}
     latest = os.path.join(world.save_path, 'latest.pth')
-    for role in ('student', 'teacher'):
-        assert run_eval(tmp_path, '--checkpoint', latest, '--weights', role)['miou'] == line[role]
+    got = run_eval(tmp_path, '--checkpoint', latest, '--weights', 'both')
+    assert {role: found['miou'] for role, found in got['scores'].items()} == {
+        role: line[role] for role in ('student', 'teacher')}

@@ -51,16 +51,19 @@ MATRIX = torch.tensor([[3, 1, 0, 0, 0], [0, 2, 0, 1, 0], [0, 0, 1, 0, 0], [0] * 
 def test_scores_computed_by_hand():
     score = scores(MATRIX, images=7)
     assert score.iou == pytest.approx([75, 50, 100, 0, None])
-    assert score.accuracy == pytest.approx([75, 200 / 3, 100, None, None])
+    assert score.recall == pytest.approx([75, 200 / 3, 100, None, None])
     assert score.precision == pytest.approx([100, 200 / 3, 100, 0, None])
     assert score.miou == pytest.approx((75 + 50 + 100 + 0) / 4)
     assert score.pixel_accuracy == pytest.approx(75)
+    assert score.mean_accuracy == pytest.approx((75 + 200 / 3 + 100) / 3)
+    assert score.fwiou == pytest.approx((4 * 75 + 3 * 50 + 1 * 100) / 8)
     assert (score.absent, score.images) == (1, 7)
 
 
 def test_published_means_count_an_absent_class_as_zero():
     score = scores(MATRIX, absent='zero')
     assert score.miou == pytest.approx((75 + 50 + 100) / 5)
+    assert score.mean_accuracy == pytest.approx((75 + 200 / 3 + 100) / 5)
     assert score.iou[4] is None and score.absent == 1
 
 
@@ -71,11 +74,12 @@ def test_a_one_pixel_class_that_is_missed_counts():
 def test_scores_of_no_pixel_are_finite():
     score = scores(torch.zeros(3, 3).long())
     assert (score.miou, score.pixel_accuracy, score.absent) == (0, 0, 3)
+    assert (score.mean_accuracy, score.fwiou) == (0, 0)
 
 
 def test_counts_beyond_float32_are_exact():
     n = 2 ** 40  # all of Cityscapes has 10^9 pixels; float32 loses single ones beyond 2^24
-    assert scores(torch.tensor([[n, 1], [0, n]])).accuracy[0] == pytest.approx(
+    assert scores(torch.tensor([[n, 1], [0, n]])).recall[0] == pytest.approx(
         100 * n / (n + 1), rel=1e-14)
 
 
@@ -117,10 +121,108 @@ def test_sliding_window_against_the_slow_one(height, width, window, windows):
 def test_protocols_choose_the_predictor():
     model, images = Painter().eval(), torch.randn(1, 3, 12, 12)
     with torch.no_grad():
-        whole = evaluation.predictor('original', 9)(model, images)
+        whole = model(images).argmax(1)
+        for protocol in ('original', 'center_crop'):  # whose crop is made before
+            assert torch.equal(evaluation.predictor(protocol, 9)(model, images), whole)
         windows = evaluation.predictor('sliding_window', 9)(model, images)
-        assert torch.equal(whole, model(images))
-    np.testing.assert_allclose(windows.numpy(), slow_windows(model, images, 9), atol=1e-5)
+        np.testing.assert_array_equal(windows.numpy(), slow_windows(model, images, 9).argmax(1))
+    assert not torch.equal(windows, whole)
+
+
+# ---- test-time scales and flip
+
+def slow_resize(image, height, width):
+    """Bilinear, corners on corners, pixel by pixel: (C, H, W) -> (C, height, width)."""
+    channels, tall, wide = image.shape
+    out = np.zeros((channels, height, width))
+    for row in range(height):
+        for column in range(width):
+            y = row * (tall - 1) / (height - 1) if height > 1 else 0
+            x = column * (wide - 1) / (width - 1) if width > 1 else 0
+            top, left = min(int(y), tall - 1), min(int(x), wide - 1)
+            bottom, right = min(top + 1, tall - 1), min(left + 1, wide - 1)
+            for row2, a in ((top, 1 - (y - top)), (bottom, y - top)):
+                for column2, b in ((left, 1 - (x - left)), (right, x - left)):
+                    out[:, row, column] += a * b * image[:, row2, column2]
+    return out
+
+
+def slow_augmented(model, image, scales, flip, window=None):
+    """Summed probabilities (C, H, W) of the copies of one image (3, H, W)."""
+    height, width = image.shape[1:]
+    total = 0
+    for scale in scales:
+        tall, wide = round(height * scale), round(width * scale)
+        for mirrored in ([False, True] if flip else [False]):
+            copy = slow_resize(image.double().numpy(), tall, wide)
+            copy = copy[:, :, ::-1] if mirrored else copy
+            x = torch.from_numpy(copy.copy()).float()[None]
+            if window:
+                prob = slow_windows(model, x, window)[0]
+            else:
+                logits = model(x).detach().double().numpy()[0]
+                prob = np.exp(logits) / np.exp(logits).sum(0)
+            prob = prob / prob.sum(0)
+            total = total + slow_resize(prob[:, :, ::-1] if mirrored else prob, height, width)
+    return total
+
+
+@pytest.mark.parametrize('protocol', ['original', 'sliding_window'])
+@pytest.mark.parametrize('scales, flip', [([1.0], True), ([0.5], False), ([0.7, 1.0, 1.5], True)])
+def test_scales_and_flip_against_the_slow_ones(protocol, scales, flip):
+    model = Painter().eval()
+    images = torch.randn(2, 3, 11, 14)
+    with torch.no_grad():
+        got = evaluation.predictor(protocol, 9, scales, flip)(model, images)
+    for image, found in zip(images, got):
+        window = 9 if protocol == 'sliding_window' else None
+        expected = slow_augmented(model, image, scales, flip, window)
+        np.testing.assert_array_equal(found.numpy(), expected.argmax(0))
+
+
+def test_no_augmentation_is_the_plain_prediction():
+    model, images = Painter().eval(), torch.randn(1, 3, 10, 8)
+    with torch.no_grad():
+        got = evaluation.predictor('original', 9, [1.0], False)(model, images)
+        assert torch.equal(got, model(images).argmax(1)) and model.calls == 2
+
+
+# ---- groups and crops
+
+@pytest.mark.parametrize('height, width, size, expected', [
+    (5, 4, 2, (slice(1, 3), slice(1, 3))), (6, 7, 3, (slice(1, 4), slice(2, 5))),
+    (3, 9, 5, (slice(0, 3), slice(2, 7))), (4, 4, 4, (slice(0, 4), slice(0, 4))),
+])
+def test_the_middle_is_cut_out(height, width, size, expected):
+    image = torch.arange(2 * height * width).view(2, height, width)
+    assert torch.equal(evaluation.centre(image, size), image[(slice(None), *expected)])
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, 7])
+def test_groups_are_of_one_size_and_lose_nothing(count):
+    rng = np.random.default_rng(0)
+    items = [(torch.zeros(3, 4 + int(rng.integers(3)), 5), i) for i in range(50)]
+    groups = list(evaluation.of_one_size(iter(items), count))
+    assert sorted(i for group in groups for _, i in group) == list(range(50))
+    for group in groups:
+        assert len(group) <= count and len({image.shape for image, _ in group}) == 1
+    assert sum(len(group) < count for group in groups) <= 3  # the remainders of three sizes
+    if count == 1:
+        assert [i for (_, i), in groups] == list(range(50))
+
+
+def test_not_more_than_a_few_images_wait_for_others_of_their_size():
+    taken = []
+
+    def items():
+        for i in range(100):  # all unlike
+            taken.append(i)
+            yield torch.zeros(3, 1 + i, 2), i
+    given = 0
+    for group in evaluation.of_one_size(items(), 4):
+        given += len(group)
+        assert len(taken) - given < 8 * 4
+    assert given == 100
 
 
 # ---- whole evaluations
@@ -174,6 +276,51 @@ def test_absent_is_passed_on(tiny_world):
     skip = evaluate({'s': model}, cfg, samples, World())['s']
     zero = evaluate({'s': model}, cfg, samples, World(), absent='zero')['s']
     assert skip.absent == 2 and zero.miou == pytest.approx(skip.miou * 3 / 5)
+
+
+@pytest.mark.parametrize('at_once', [2, 3, 10])
+def test_batches_give_the_same_counts(tiny_world, monkeypatch, at_once):
+    cfg = tiny_world(n_val=7).load()
+    samples = read_list(cfg.val_id_path)
+    model, seen = Painter().eval(), {}
+    monkeypatch.setattr(evaluation, 'images_at_once', lambda *_: at_once)
+    result = evaluate({'s': model}, cfg, samples, World(),
+                      lambda position, *rest: seen.update({position: rest}))
+    groups = sum(-(-count // at_once) for count in (4, 3))  # 4 landscapes, 3 portraits
+    assert model.calls == groups
+    assert result['s'] == scores(slow_matrix(model, cfg, samples), 7)
+    assert sorted(seen) == list(range(7))
+    for position, (image, label, predictions) in seen.items():
+        mask = np.array(Image.open(os.path.join(cfg.data_root, samples[position].mask)))
+        assert np.array_equal(label.numpy(), mask) and image.shape[1:] == mask.shape
+        assert predictions['s'].shape == mask.shape
+
+
+def test_a_cpu_predicts_one_by_one_and_a_gpu_batches(tiny_world):
+    cfg = tiny_world().load(eval_batch_size=6)
+    assert evaluation.images_at_once(cfg, torch.device('cpu')) == 1
+    assert evaluation.images_at_once(cfg, torch.device('cuda', 1)) == 6
+
+
+def test_center_crop_counts_the_middle_alone(tiny_world):
+    cfg = tiny_world().load(protocol='center_crop', crop_size=32)
+    samples = read_list(cfg.val_id_path)
+    model, seen = Painter().eval(), []
+    result = evaluate({'s': model}, cfg, samples, World(), lambda *args: seen.append(args))
+    count = np.zeros((3, 3), int)
+    for sample in samples:
+        image = Image.open(os.path.join(cfg.data_root, sample.image)).convert('RGB')
+        mask = Image.open(os.path.join(cfg.data_root, sample.mask))
+        wide, tall = image.size  # 40 x 30 or 30 x 40: the short side is left whole
+        box = (4, 0, 36, 30) if wide == 40 else (0, 4, 30, 36)
+        image, mask = np.array(image.crop(box)) / 255.0, np.array(mask.crop(box))
+        x = (image - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+        with torch.no_grad():
+            found = model(torch.from_numpy(x.transpose(2, 0, 1)[None]).float()).argmax(1)[0]
+        for truth, guess in zip(mask.ravel(), found.numpy().ravel()):
+            count[truth, guess] += 1
+    assert result['s'] == scores(torch.from_numpy(count), len(samples))
+    assert {tuple(label.shape) for _, _, label, _ in seen} == {(30, 32), (32, 30)}
 
 
 def test_the_protocol_of_the_config_is_used(tiny_world):
@@ -249,4 +396,16 @@ def test_table_shows_every_class_and_network():
     assert lines[1].split() == ['sky', '75.00', '75.00']
     assert lines[5].split() == ['tram', '-', '-']
     assert lines[6].split() == ['mIoU', '56.25', '56.25']
+    assert lines[7].split() == ['mean', 'accuracy', '80.56', '66.67']
+    assert lines[8].split() == ['pixel', 'accuracy', '75.00', '75.00']
+    assert lines[9].split() == ['FWIoU', '68.75', '59.38']
     assert '1 of 5 classes' in lines[-1]
+
+
+def test_table_with_details():
+    lines = evaluation.table({'student': scores(MATRIX)}, ['sky', 'road', 'car', 'bus', 'tram'],
+                             details=True).splitlines()
+    assert lines[0].split() == ['class', 'student', 'recall', 'precision']
+    assert lines[2].split() == ['road', '50.00', '66.67', '66.67']
+    assert lines[4].split() == ['bus', '0.00', '-', '0.00']
+    assert lines[6].split() == ['mIoU', '56.25']

@@ -110,7 +110,7 @@ def test_a_name_that_is_no_text_does_not_stop_it(tmp_path):
 
 def test_table_of_classes_with_truth(tmp_path):
     found = Page(page(tmp_path, [row(0)]))
-    assert found.words('th') == ['class', 'IoU', 'accuracy', 'precision']
+    assert found.words('th') == ['class', 'IoU', 'recall', 'precision']
     assert found.words('td') == ['sky', '75.00', '75.00', '100.00',
                                  '<b>"road"', '80.00', '100.00', '80.00', 'car', '–', '–', '–']
     swatches = [s['style'] for s in found.all('span') if s.get('class') == 'swatch']

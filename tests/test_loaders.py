@@ -1,6 +1,7 @@
 """The order of samples over epochs, ranks and resumed runs, and the loaders that follow it."""
 import multiprocessing
 import os
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from dssn.batch import Batch
 from dssn.data.lists import read_list
-from dssn.data.loaders import Schedule, TrainLoader, eval_loader
+from dssn.data.loaders import Schedule, TrainLoader, eval_loader, read_ahead
 from dssn.errors import UserError
 
 
@@ -302,6 +303,45 @@ def test_evaluation_gives_each_image_to_exactly_one_rank(tiny_world, processes, 
             assert image.shape == (3,) + size and label.shape == size
             positions.append(int(position))
     assert sorted(positions) == list(range(n_val))
+
+
+class Slow:
+    """Items that tell when they are read; the fifth is bad."""
+
+    def __init__(self, count):
+        self.count, self.read = count, []
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        if index == 5:
+            raise ValueError('bad')
+        return 10 * index
+
+
+@pytest.mark.parametrize('count', [0, 1, 2, 3, 5])
+def test_reading_ahead_gives_all_items_in_order(count):
+    assert list(read_ahead(Slow(count))) == [10 * i for i in range(count)]
+
+
+def test_reading_ahead_reads_two_more_while_one_is_used():
+    items = Slow(5)
+    given = read_ahead(items)
+    next(given)
+    ends = time.time() + 10
+    while len(items.read) < 3 and time.time() < ends:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert items.read == [0, 1, 2]
+
+
+def test_reading_ahead_passes_errors_on():
+    given = read_ahead(Slow(9))
+    assert [next(given) for _ in range(5)] == [0, 10, 20, 30, 40]
+    with pytest.raises(ValueError, match='bad'):
+        next(given)
 
 
 def test_a_loader_that_is_let_go_takes_its_workers_with_it(tiny_world):

@@ -184,17 +184,15 @@ def test_large_images_are_predicted_in_tiles_as_if_at_once(monkeypatch, height, 
         assert len(model.sizes) > 2 and max(max(size) for size in model.sizes[1:]) <= 20
 
 
-def test_a_folder_is_predicted_by_the_configs_protocol_whatever_cannot_be_read(
-        tiny_world, tmp_path):
-    cfg = tiny_world().load(nclass=4, protocol='sliding_window', crop_size=18)
+def test_a_folder_is_predicted_by_its_protocol_whatever_cannot_be_read(tmp_path):
     folder = tmp_path / 'photos'
     folder.mkdir()
     gradient(40, 30).save(str(folder / 'b.png'))
     (folder / 'a.png').write_text('text')
     samples, _ = find_images(str(folder), 'out')
     model, seen = Blur().train(), []
-    problems = predict_folder(model, cfg, str(folder), samples, World(),
-                              lambda *args: seen.append(args))
+    problems = predict_folder(model, str(folder), samples, World(),
+                              lambda *args: seen.append(args), predictor('sliding_window', 18))
     assert len(model.sizes) == 12  # 40 x 30 by windows of 18, stride 12
     assert not model.training
     problem, = problems

@@ -1,5 +1,7 @@
 """The order in which training sees its samples, and the loaders that follow it."""
 import functools
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch.utils.data import DataLoader
@@ -102,11 +104,28 @@ class TrainLoader:
         return checked(self.loader)
 
 
-def eval_loader(cfg, samples, rank=0, world=1):
-    """This rank's share of the evaluation images, one a batch, each image on exactly one rank."""
+def eval_loader(cfg, samples, rank=0, world=1, pin=False):
+    """This rank's share of the evaluation images, each image on exactly one rank.
+
+    While one is predicted the next are read: by `workers` processes, or a thread without them.
+    """
     part = torch.utils.data.Subset(EvalSet(cfg, samples), range(rank, len(samples), world))
-    return checked(DataLoader(part, batch_size=None, num_workers=cfg.workers,
+    if cfg.workers == 0:
+        return checked(read_ahead(part))
+    return checked(DataLoader(part, batch_size=None, num_workers=cfg.workers, pin_memory=pin,
                               worker_init_fn=one_thread))
+
+
+def read_ahead(items, count=2):
+    """Yield items[0], items[1], ..., read by a thread up to `count` ahead of their use."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = deque()
+        for i in range(len(items)):
+            coming.append(reader.submit(items.__getitem__, i))
+            if len(coming) > count:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
 
 def checked(loader):
