@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from dssn import checkpoint, distributed
+from dssn import checkpoint, config, distributed
 from dssn.data.lists import read_list
 from dssn.distributed import World
 from dssn.errors import UserError
@@ -171,8 +171,8 @@ world.close()
 '''
 
 
-def launch(script, *arguments):
-    """Two processes of a script under this release's launcher."""
+def launch(script, *arguments, processes=2):
+    """Processes of a script under this release's launcher."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
@@ -182,7 +182,8 @@ def launch(script, *arguments):
            if name not in LAUNCHER_VARIABLES and not name.startswith('SLURM')}
     env.update(PYTHONPATH=ROOT, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
     done = subprocess.run(
-        [sys.executable, '-m'] + launcher + ['--nproc_per_node=2', '--master_addr=127.0.0.1',
+        [sys.executable, '-m'] + launcher + ['--nproc_per_node=%d' % processes,
+                                             '--master_addr=127.0.0.1',
                                              '--master_port=%d' % port, str(script)]
         + list(arguments), env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         universal_newlines=True, timeout=200)
@@ -236,3 +237,31 @@ def test_two_processes_train_and_evaluate_as_one(tiny_world, tmp_path):
             assert got == pytest.approx(alone.miou, abs=1e-9)
     with open(os.path.join(world.save_path, 'metrics.jsonl')) as file:
         assert [json.loads(line)['kind'] for line in file] == ['evaluation', 'summary']
+
+
+def test_any_number_of_processes_workers_and_batches_gives_the_same_scores(tiny_world, tmp_path):
+    """To the last digit, with real gloo processes; on CamVid's val list where there is one."""
+    world = tiny_world(n_val=7)
+    cfg = world.load(nclass=11, crop_size=64)
+    torch.manual_seed(3)
+    networks = [build_model(cfg), build_model(cfg)]
+    for model in networks:
+        model.classifier.weight.data.mul_(30)  # so that many classes are predicted
+    path, camvid = str(tmp_path / 'latest.pth'), os.environ.get('DSSN_CAMVID')
+    torch.save({'model': checkpoint.weights(networks[0]), 'config': config.to_dict(cfg),
+                'teacher': checkpoint.weights(networks[1])}, path)
+    data = ['--id-path', os.path.join(camvid, 'val.txt'), '--set', 'data_root=' + camvid] \
+        if camvid else ['--set']
+    found = []
+    for processes, workers, batch in ((1, 0, 1), (2, 0, 4), (3, 1, 2)):
+        scores = str(tmp_path / 'scores{}.json'.format(processes))
+        launch(os.path.join(ROOT, 'eval.py'), '--checkpoint', path, '--weights', 'both', '--json',
+               scores, *data, 'workers={}'.format(workers), 'eval_batch_size={}'.format(batch),
+               processes=processes)
+        with open(scores) as file:
+            found.append(json.load(file))
+        assert found[-1].pop('seconds') > 0
+    assert found[0] == found[1] == found[2]
+    for role in ('student', 'teacher'):
+        assert found[0]['scores'][role]['images'] == (101 if camvid else 7)
+        assert sum(c['precision'] is not None for c in found[0]['scores'][role]['classes']) > 3

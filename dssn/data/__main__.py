@@ -1,14 +1,8 @@
-"""Command line of the data tools: `python -m dssn.data <command>`.
-
-Exit status: 0, or 1 where problems were found, or 2 for a wrong command line.
-"""
-import argparse
-import importlib
+"""Command line of the data tools: `python -m dssn.data <command>`."""
 import sys
 
-from dssn.errors import exit_status
+from dssn.commands import run_program
 
-# A command is a module with `add_arguments(parser)` and `run(args) -> exit status`.
 COMMANDS = {
     'shapes': ('dssn.data.shapes', 'draw the shapes data set'),
     'prepare': ('dssn.data.prepare', 'make a data_root from the official archives of a data set'),
@@ -20,18 +14,7 @@ COMMANDS = {
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog='python -m dssn.data',
-                                     description='Tools for data sets and id lists.')
-    commands = parser.add_subparsers(dest='command', metavar='COMMAND')
-    commands.required = True
-    for name, (module, summary) in COMMANDS.items():
-        module = importlib.import_module(module)
-        sub = commands.add_parser(name, help=summary, description=module.add_arguments.__doc__,
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)
-        module.add_arguments(sub)
-        sub.set_defaults(run=module.run)
-    args = parser.parse_args(argv)
-    return exit_status(parser.prog, args.run, args)
+    return run_program('python -m dssn.data', 'Tools for data sets and id lists.', COMMANDS, argv)
 
 
 if __name__ == '__main__':

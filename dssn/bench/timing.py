@@ -1,0 +1,60 @@
+"""Timing of several ways to do one thing, side by side."""
+import json
+import platform
+import statistics
+import time
+
+import torch
+
+from dssn.errors import UserError
+
+
+def interleaved(ways, rounds, device):
+    """Seconds of each way in each round, {name: [seconds]}; the ways take turns.
+
+    Machines drift: what is compared must be measured in the same minutes. A round before the
+    first is not counted.
+    """
+    seconds = {name: [] for name in ways}
+    for turn in range(rounds + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            if device.type == 'cuda':
+                torch.cuda.synchronize(device)
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(seconds, name, base):
+    """Median over rounds of one way's seconds over another's."""
+    return statistics.median(a / b for a, b in zip(seconds[name], seconds[base]))
+
+
+def machine(device):
+    """The machine in words: processor or GPU, threads, versions."""
+    where = torch.cuda.get_device_name(device) if device.type == 'cuda' else \
+        f'{_processor()}, {torch.get_num_threads()} threads'
+    return f'{where}; PyTorch {torch.__version__}, Python {platform.python_version()}'
+
+
+def _processor():
+    try:
+        with open('/proc/cpuinfo', encoding='utf-8') as file:
+            names = [line.split(':', 1)[1].strip() for line in file
+                     if line.startswith('model name')]
+    except OSError:
+        names = []
+    return (names or [platform.processor() or platform.machine()])[0]
+
+
+def write_json(path, content):
+    """Write results for programs; nothing without a path."""
+    if not path:
+        return
+    try:
+        with open(path, 'w', encoding='utf-8') as file:
+            json.dump(content, file, indent=1)
+    except OSError as error:
+        raise UserError(f'--json {path}: cannot be written ({error.strerror})') from None
