@@ -1,5 +1,6 @@
 """The teacher: an exponential moving average of the student."""
 import copy
+import itertools
 
 import torch
 
@@ -19,9 +20,17 @@ def update(teacher, student, keep_rate):
     Over parameters and floating-point buffers (BN's running statistics); integer buffers are
     copied. A keep rate of 0 makes an exact copy.
     """
-    source = student.state_dict()
-    for name, tensor in teacher.state_dict().items():
+    averaged, sources = [], []
+    for tensor, source in zip(_tensors(teacher), _tensors(student)):
         if keep_rate == 0 or not tensor.is_floating_point():
-            tensor.copy_(source[name])
+            tensor.copy_(source)
         else:
-            tensor.mul_(keep_rate).add_(source[name], alpha=1 - keep_rate)
+            averaged.append(tensor)
+            sources.append(source)
+    if averaged:
+        torch._foreach_mul_(averaged, keep_rate)
+        torch._foreach_add_(averaged, sources, alpha=1 - keep_rate)
+
+
+def _tensors(model):
+    return itertools.chain(model.parameters(), model.buffers())

@@ -1,5 +1,11 @@
-"""The optimizer and its schedule."""
+"""The optimizer, its schedule, and a step that a bad gradient cannot spoil."""
+import inspect
+
 import torch
+
+# From some PyTorch 2 on one kernel updates all parameters, and leaves out the whole update where
+# a flag on the device says so.
+FUSED = 'fused' in inspect.signature(torch.optim.SGD).parameters
 
 
 def build_optimizer(model, lr, lr_multi):
@@ -13,7 +19,59 @@ def build_optimizer(model, lr, lr_multi):
     in_backbone = {id(parameter) for parameter in backbone}
     rest = [p for p in model.parameters() if id(p) not in in_backbone]
     groups = [{'params': backbone, 'lr': lr}, {'params': rest, 'lr': lr * lr_multi}]
-    return torch.optim.SGD(groups, lr=lr, momentum=0.9, weight_decay=1e-4)
+    options = {'fused': True} if FUSED else {}
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9, weight_decay=1e-4, **options)
+    # From the start, where PyTorch makes them in the first step: that one may be left out.
+    for parameter in backbone + rest:
+        optimizer.state[parameter]['momentum_buffer'] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def load_optimizer(optimizer, state):
+    """Take over a saved state: momenta and rates, not how that PyTorch release made its steps."""
+    how = [{key: group[key] for key in ('foreach', 'fused') if key in group}
+           for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, how):
+        group.update(own)
+
+
+@torch.no_grad()
+def gradient_norm(optimizer):
+    """Euclidean norm of all gradients, a float32 scalar on their device; inf or NaN if one is."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group['params']
+                 if p.grad is not None]
+    if hasattr(torch, '_foreach_norm'):
+        norms = torch._foreach_norm(gradients)
+    else:
+        norms = [gradient.norm() for gradient in gradients]
+    return torch.stack(norms).norm()
+
+
+def guarded_step(optimizer, norm):
+    """The optimizer's step; none of it, momentum included, where `norm` (scalar) is not finite.
+
+    The device decides: the host does not wait for it.
+    """
+    bad = ~torch.isfinite(norm)
+    if FUSED:
+        optimizer.grad_scale, optimizer.found_inf = None, bad.float()
+        optimizer.step()
+    else:
+        for group in optimizer.param_groups:
+            for parameter in group['params']:
+                if parameter.grad is not None:
+                    _guarded_update(parameter, optimizer.state[parameter], group, bad)
+
+
+@torch.no_grad()
+def _guarded_update(parameter, state, group, bad):
+    """torch.optim.SGD's arithmetic for one parameter, each result kept back where `bad`."""
+    step = parameter.grad.add(parameter, alpha=group['weight_decay'])
+    old = state['momentum_buffer']
+    step = (old * group['momentum']).add_(step)
+    state['momentum_buffer'] = torch.where(bad, old, step)
+    parameter.copy_(torch.where(bad, parameter, parameter.add(step, alpha=-group['lr'])))
 
 
 def polynomial_lr(step, total_steps, base):

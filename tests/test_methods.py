@@ -124,7 +124,10 @@ def slow_total(t):
 
 def slow_student(student, x, u, v):
     """The student's outputs: labeled and unlabeled as one batch, then s1 and s2 as one."""
-    clean, fp1, fp2 = student(torch.cat([x.weak, u.weak]), perturb=True)
+    clean, fp1, fp2 = student(torch.cat([x.weak, u.weak]), perturb=len(u.weak))
+    # The release predicts from perturbed labeled images too, and uses them nowhere.
+    blank = torch.zeros_like(clean[:len(x.weak)])
+    fp1, fp2 = torch.cat([blank, fp1]), torch.cat([blank, fp2])
     strong = student(torch.cat([slow_paste(u.strong1, v.strong1, u.box1),
                                 slow_paste(u.strong2, v.strong2, u.box2)]))
     return clean, fp1, fp2, strong[:len(u.weak)], strong[len(u.weak):]
@@ -232,10 +235,10 @@ class Recorder(nn.Module):
         self.views = nn.ModuleList(nn.Conv2d(3, CLASSES, 1) for _ in range(3)).double()
         self.calls = []
 
-    def forward(self, images, perturb=False):
+    def forward(self, images, perturb=0, lean=False):
         self.calls.append((images.clone(), perturb, self.training, torch.is_grad_enabled()))
-        logits = tuple(3 * view(images) for view in self.views)
-        return logits if perturb else logits[0]
+        clean, fp1, fp2 = [3 * view(images) for view in self.views]
+        return (clean, fp1[-perturb:], fp2[-perturb:]) if perturb else clean
 
 
 def recorded_step(epoch, step, b=2, **changes):
@@ -249,7 +252,7 @@ def recorded_step(epoch, step, b=2, **changes):
 def test_student_sees_two_batches():
     _, student, _, (x, u, v), _ = recorded_step(1, 9)
     first, second = student.calls
-    assert torch.equal(first[0], torch.cat([x.weak, u.weak])) and first[1]
+    assert torch.equal(first[0], torch.cat([x.weak, u.weak])) and first[1] == len(u.weak)
     assert torch.equal(second[0], torch.cat([slow_paste(u.strong1, v.strong1, u.box1),
                                              slow_paste(u.strong2, v.strong2, u.box2)]))
     assert not second[1]
@@ -317,8 +320,9 @@ class Scripted(nn.Module):
             for _ in range(3)])
         self.strong = nn.Parameter(2 * torch.randn(2 * b, CLASSES, height, width).double())
 
-    def forward(self, images, perturb=False):
-        return tuple(self.first) if perturb else self.strong
+    def forward(self, images, perturb=0, lean=False):
+        clean, fp1, fp2 = self.first
+        return (clean, fp1[-perturb:], fp2[-perturb:]) if perturb else self.strong
 
     def outputs(self):
         return [p.detach() for p in self.first] + list(self.strong.detach().chunk(2))

@@ -162,13 +162,14 @@ def test_resnet18_dilation():
 
 
 @pytest.mark.parametrize('size', [(65, 97), (33, 33), (1, 1), (7, 50)])
-@pytest.mark.parametrize('perturb', [False, True])
-def test_logits_have_the_images_size(size, perturb):
+@pytest.mark.parametrize('perturb, lean', [(0, False), (1, False), (2, False), (1, True)])
+def test_logits_have_the_images_size(size, perturb, lean):
     model = small().eval()
     with torch.no_grad():
-        out = model(torch.randn(2, 3, *size), perturb=perturb)
-    for logits in (out if perturb else [out]):
-        assert logits.shape == (2, 5) + size and torch.isfinite(logits).all()
+        out = model(torch.randn(3, 3, *size), perturb=perturb, lean=lean)
+    for i, logits in enumerate(out if perturb else [out]):
+        assert logits.shape == (3 if i == 0 else perturb, 5) + size
+        assert torch.isfinite(logits).all()
 
 
 # ---- reference numerics
@@ -322,7 +323,7 @@ def decoder_inputs(model, images):
     handles = [model.reduce.register_forward_pre_hook(lambda _, x: seen.update(c1=x[0])),
                model.head.register_forward_pre_hook(lambda _, x: seen.update(c4=x[0]))]
     with torch.no_grad():
-        out = model(images, perturb=True)
+        out = model(images, perturb=len(images))
     for handle in handles:
         handle.remove()
     return seen['c1'], seen['c4'], out
@@ -334,7 +335,7 @@ def test_clean_prediction_is_the_plain_one_in_evaluation_mode():
     images = torch.randn(2, 3, 33, 49)
     with torch.no_grad():
         plain = model(images)
-        clean, fp1, fp2 = model(images, perturb=True)
+        clean, fp1, fp2 = model(images, perturb=len(images))
     assert (clean - plain).abs().max() < 1e-5 * max(1, plain.abs().max().item())
     for a, b in ((clean, fp1), (clean, fp2), (fp1, fp2)):
         assert (a - b).abs().max() > 1e-3
@@ -370,18 +371,18 @@ def test_perturbed_copies_share_the_decoders_batch_statistics():
     with torch.no_grad():
         plain = model(images)
         torch.manual_seed(1)
-        first = model(images, perturb=True)[0]
+        first = model(images, perturb=len(images))[0]
         torch.manual_seed(2)
-        second = model(images, perturb=True)[0]
+        second = model(images, perturb=len(images))[0]
         torch.manual_seed(1)
-        again = model(images, perturb=True)[0]
+        again = model(images, perturb=len(images))[0]
     assert torch.equal(first, again)
     assert (first - second).abs().max() > 1e-4 and (first - plain).abs().max() > 1e-4
 
 
 def test_one_perturbed_pass_moves_every_statistic_once():
     model = small().train()
-    model(torch.randn(2, 3, 33, 33), perturb=True)
+    model(torch.randn(2, 3, 33, 33), perturb=2)
     counts = [v.item() for k, v in model.state_dict().items() if 'num_batches' in k]
     assert counts and set(counts) == {1}
 
@@ -389,21 +390,60 @@ def test_one_perturbed_pass_moves_every_statistic_once():
 def test_gradient_reaches_everything_from_all_three_predictions():
     for index in range(3):
         model = small().train()
-        model(torch.randn(2, 3, 33, 33), perturb=True)[index].square().mean().backward()
+        model(torch.randn(2, 3, 33, 33), perturb=2)[index].square().mean().backward()
         assert all(p.grad is not None and torch.isfinite(p.grad).all()
                    for p in model.parameters())
 
 
+@pytest.mark.parametrize('lean', [False, True])
+def test_views_of_the_last_images_alone(lean):
+    """In evaluation mode no image sees another: views are those of the image, whatever is lean."""
+    model = small().eval()
+    stir_batch_norms(model)
+    images = torch.randn(3, 3, 33, 49)
+    with torch.no_grad():
+        plain = model(images)
+        clean, fp1, fp2 = model(images, perturb=2, lean=lean)
+        assert (clean - plain).abs().max() < 1e-5 * max(1, plain.abs().max().item())
+        assert fp1.shape == fp2.shape == (2, 5, 33, 49)
+        torch.manual_seed(0)
+        if not lean:  # the labeled image draws its channels too, as in the release
+            torch.manual_seed(1)
+            _, fp1, fp2 = model(images, perturb=2)
+            torch.manual_seed(1)
+            _, all1, all2 = model(images, perturb=3)
+            assert torch.equal(fp1, all1[1:]) and torch.equal(fp2, all2[1:])
+
+
+def test_lean_runs_the_decoder_on_less_and_keeps_the_clean_prediction_from_gradient():
+    model = small().train()
+    images, seen = torch.randn(5, 3, 33, 33), []
+    handle = model.head.register_forward_pre_hook(
+        lambda _, x: seen.append((len(x[0]), torch.is_grad_enabled())))
+    model(images, perturb=2)
+    clean, fp1, fp2 = model(images, perturb=2, lean=True)
+    handle.remove()
+    # The release's 3 x 5; and the clean features of 2, then of 3 with two copies of 2 each.
+    assert seen == [(15, True), (2, False), (7, True)]
+    weight = model.classifier.weight
+
+    def gradient(loss):
+        return torch.autograd.grad(loss, weight, retain_graph=True, allow_unused=True)[0]
+    assert not bool(gradient(clean[3:].square().sum()).any())
+    for part in (clean[:3], fp1, fp2):
+        assert bool(gradient(part.square().sum()).any())
+
+
 # ---- a batch of one
 
-@pytest.mark.parametrize('perturb', [False, True])
+@pytest.mark.parametrize('perturb', [0, 1])
 def test_batch_of_one_trains(perturb):
     model = small().train()
     out = model(torch.randn(1, 3, 33, 33), perturb=perturb)
     sum(logits.square().mean() for logits in (out if perturb else [out])).backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
     # With the views there are three values per channel and statistics as usual.
-    assert model.head.b4.gap[2].num_batches_tracked.item() == (1 if perturb else 0)
+    assert model.head.b4.gap[2].num_batches_tracked.item() == perturb
 
 
 @pytest.mark.parametrize('convert', [False, True])

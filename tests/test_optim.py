@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.nn as nn
 
-from dssn.optim import build_optimizer, polynomial_lr, set_lr
+from dssn import optim
+from dssn.optim import (build_optimizer, gradient_norm, guarded_step, load_optimizer,
+                        polynomial_lr, set_lr)
 
 with open(os.path.join(os.path.dirname(__file__), 'data', 'vectors.json')) as file:
     VECTORS = json.load(file)
@@ -93,3 +95,76 @@ def test_rate_is_a_function_of_the_step_alone():
 
 def test_one_step_in_all_uses_the_base_rate():
     assert polynomial_lr(0, 1, 0.01) == 0.01
+
+
+# ---- guarded steps
+
+def slow_sgd(model, steps, lr=0.1, lr_multi=10.0):
+    """Momentum 0.9, decay 1e-4, on plain numbers; a step of None is left out."""
+    values = {name: p.detach().clone() for name, p in model.named_parameters()}
+    momenta = {}
+    for gradients in steps:
+        if gradients is None:
+            continue
+        for name, gradient in gradients.items():
+            change = gradient + 1e-4 * values[name]
+            momenta[name] = 0.9 * momenta[name] + change if name in momenta else change
+            rate = lr if name.startswith('backbone.') else lr * lr_multi
+            values[name] = values[name] - rate * momenta[name]
+    return values
+
+
+def random_gradients(model, seed):
+    rng = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(p.shape, generator=rng, dtype=p.dtype)
+            for name, p in model.named_parameters()}
+
+
+@pytest.fixture(params=['this release', 'without a fused step'])
+def release(request, monkeypatch):
+    if request.param != 'this release':
+        monkeypatch.setattr(optim, 'FUSED', False)
+
+
+@pytest.mark.parametrize('bad', [{}, {0}, {2}, {0, 1, 4}])
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_a_bad_gradient_leaves_weights_and_momentum_alone(release, bad, value):
+    model = network()
+    optimizer = build_optimizer(model, lr=0.1, lr_multi=10.0)
+    steps = [random_gradients(model, seed) for seed in range(5)]
+    expected = slow_sgd(model, [None if i in bad else step for i, step in enumerate(steps)])
+    for i, step in enumerate(steps):
+        for name, parameter in model.named_parameters():
+            parameter.grad = step[name].clone()
+        if i in bad:
+            model.head.bias.grad[1] = value
+        norm = gradient_norm(optimizer)
+        assert bool(torch.isfinite(norm)) == (i not in bad)
+        guarded_step(optimizer, norm)
+    for name, parameter in model.named_parameters():
+        assert (parameter - expected[name]).abs().max() <= 1e-12
+
+
+def test_the_norm_is_that_of_all_gradients():
+    model = network()
+    optimizer = build_optimizer(model, lr=0.1, lr_multi=10.0)
+    model.classifier(torch.ones(1, 4, 1, 1).double()).sum().backward()  # the others have none
+    total = sum(float((p.grad ** 2).sum()) for p in model.classifier.parameters())
+    assert gradient_norm(optimizer).item() == pytest.approx(total ** 0.5)
+
+
+def test_a_saved_state_does_not_choose_the_kind_of_step():
+    model = network()
+    first, second = [build_optimizer(model, lr=0.1, lr_multi=10.0) for _ in range(2)]
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    guarded_step(first, gradient_norm(first))
+    state = first.state_dict()
+    own = [group.get('fused') for group in second.param_groups]
+    for group in state['param_groups']:
+        group.update(fused=None, foreach=None)  # another release
+    load_optimizer(second, state)
+    assert [group.get('fused') for group in second.param_groups] == own
+    for parameter in model.parameters():
+        assert torch.equal(second.state[parameter]['momentum_buffer'],
+                           first.state[parameter]['momentum_buffer'])

@@ -34,6 +34,9 @@ class DSSNConfig(StrongViewsConfig):
     teacher_bn: str = key('batch_first_epoch', "the teacher's BN: batch statistics in the first "
                                                'epoch as in the release, or running ones always',
                           choices=('batch_first_epoch', 'running'))
+    lean: bool = key(False, 'leave out work whose only effect is on batch statistics: perturbed '
+                            'copies of labeled images, and the backward pass through the clean '
+                            'prediction of unlabeled ones')
 
 
 class DSSN:
@@ -64,7 +67,8 @@ class DSSN:
         n = len(x.weak)
         inside1, inside2 = [box_mask(box, u.valid.shape[1:]) for box in (u.box1, u.box2)]
 
-        clean, fp1, fp2 = student(torch.cat([x.weak, u.weak]), perturb=True)   # (2B, C, H, W) each
+        clean, fp1, fp2 = student(torch.cat([x.weak, u.weak]),                 # (2B, C, H, W) and
+                                  perturb=len(u.weak), lean=self.cfg.lean)     # (B, C, H, W) each
         s1, s2 = student(torch.cat([paste(u.strong1, v.strong1, inside1),
                                     paste(u.strong2, v.strong2, inside2)])).chunk(2)
 
@@ -72,10 +76,10 @@ class DSSN:
         own_label, own_selected = own.argmax(1), self.select(own)              # (B, H, W) both
         losses = {
             'supervised': self.labeled_loss(clean[:n], x.label),
-            'feature1': masked_cross_entropy(fp1[n:], own_label, own_selected, u.valid),
-            'feature2': masked_cross_entropy(fp2[n:], own_label, own_selected, u.valid),
+            'feature1': masked_cross_entropy(fp1, own_label, own_selected, u.valid),
+            'feature2': masked_cross_entropy(fp2, own_label, own_selected, u.valid),
             'contrast_image': pixel_contrast(s1, s2),
-            'contrast_feature': pixel_contrast(fp1[n:], fp2[n:]),
+            'contrast_feature': pixel_contrast(fp1, fp2),
         }
         shares = {'selected_feature': share(own_selected, u.valid)}
         if not self.warming_up:

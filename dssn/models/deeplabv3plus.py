@@ -34,23 +34,40 @@ class DeepLabV3Plus(nn.Module):
             *conv_bn_relu(decoder_channels, decoder_channels, 3))
         self.classifier = nn.Conv2d(decoder_channels, nclass, 1)
 
-    def forward(self, images, perturb=False):
+    def forward(self, images, perturb=0, lean=False):
         """Logits at the images' own size.
 
         Args:
             images (Tensor): float (N, 3, H, W), normalised.
-            perturb (bool): also predict from two perturbed copies of the features. They go with
-                the clean ones through the decoder as one batch of 3N, so that all three share
-                the decoder's batch statistics in training mode.
+            perturb (int): of the last so many images (U), predictions from two perturbed copies of
+                the features, too. As in the release the copies of all N images go with the clean
+                features through the decoder as one batch of 3N, so that all three share the
+                decoder's batch statistics in training mode.
+            lean (bool): perturb the last U images alone, one batch of N - U clean and 2U perturbed
+                features, and predict from their clean features in a pass of its own and without
+                gradient. The three predictions are the same but for batch statistics.
 
         Returns:
-            Tensor: logits (N, C, H, W); or, with perturb, the tuple (clean, fp1, fp2) of such.
+            Tensor: logits (N, C, H, W); or, with perturb, the tuple (clean, fp1, fp2) of logits
+            (N, C, H, W), (U, C, H, W) and (U, C, H, W). All are float32 under autocast.
         """
         c1, c4 = self.backbone(images)
-        if perturb:
-            c1, c4 = clean_and_two_views(c1), clean_and_two_views(c4)
-        logits = resize(self.decode(c1, c4), images.shape[-2:])
-        return logits.chunk(3) if perturb else logits
+        size = images.shape[-2:]
+        if not perturb:
+            return resize(as_float(self.decode(c1, c4)), size)
+        n = len(images) - perturb
+        if lean:
+            with torch.no_grad():
+                own = self.decode(c1[n:], c4[n:])
+            labeled, fp1, fp2 = self.decode(*[
+                torch.cat([c[:n]] + two_views(c[n:])) for c in (c1, c4)]).split(
+                    [n, perturb, perturb])
+            clean = torch.cat([labeled, own])
+        else:
+            clean, fp1, fp2 = self.decode(*[
+                torch.cat([c] + two_views(c)) for c in (c1, c4)]).chunk(3)
+        logits = resize(as_float(torch.cat([clean, fp1[-perturb:], fp2[-perturb:]])), size)
+        return logits.split([len(images), perturb, perturb])
 
     def decode(self, c1, c4):
         """Logits (N, C, H/4, W/4) from the backbone's two maps."""
@@ -113,14 +130,18 @@ def world_size():
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def clean_and_two_views(features):
-    """(N, K, h, w) -> (3N, K, h, w): the features and two independent channel dropouts of them.
+def two_views(features):
+    """Two independent channel dropouts of features (N, K, h, w), as a list.
 
     Each view loses half of the channels on average and doubles the others. Dropout is a strong
     augmentation here, not a regulariser: it acts in evaluation mode as well.
     """
-    views = [F.dropout2d(features, p=0.5, training=True) for _ in range(2)]
-    return torch.cat([features] + views)
+    return [F.dropout2d(features, p=0.5, training=True) for _ in range(2)]
+
+
+def as_float(logits):
+    """Logits that autocast made half as long, as float32: what follows needs the precision."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def resize(x, size):
