@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from dssn import checkpoint, config, ema, methods, records
-from dssn.batch import to
+from dssn.batch import Batch, to
 from dssn.data.check import quick_check
 from dssn.data.identity import identify
 from dssn.data.lists import read_list
@@ -18,9 +18,11 @@ from dssn.logbook import Logbook
 from dssn.models import build_model
 from dssn.models.weights import load_backbone_weights, pretrained_file
 from dssn.optim import build_optimizer, set_lr
+from dssn.watching import Watch
 
 # Keys that a run may be resumed with other values of: they change no number of it.
-FREE_KEYS = ('workers', 'log_every', 'device', 'save_path', 'data_root', 'skip_check')
+FREE_KEYS = ('workers', 'log_every', 'device', 'save_path', 'data_root', 'skip_check',
+             'panel_every', 'panel_images', 'watch_truth')
 
 
 def prepare_folder(path):
@@ -57,6 +59,7 @@ class Run:
         self.total_steps = cfg.epochs * self.loader.steps_per_epoch
         self.method = method(cfg)
         self.log = Logbook(cfg, world, self.total_steps)
+        self.watch = Watch(cfg, world, self.log, unlabeled)
         self.epoch, self.seconds = 0, 0.0
         self.best = {}  # {role: the highest mIoU so far, on select_on if there is such a list}
         self._build(warnings)
@@ -78,7 +81,7 @@ class Run:
         if not self.finished:
             self.log.open(config.dump(cfg), self.epoch, self.epoch * self.loader.steps_per_epoch,
                           identities(cfg, self.method.uses_unlabeled))
-        for note in warnings + notes:
+        for note in warnings + notes + self.watch.notes():
             self.log.say(note)
         if saved is not None and not self.finished:
             self.log.say(f'resuming {latest}: {self.epoch} of {cfg.epochs} epochs are done')
@@ -132,6 +135,7 @@ class Run:
             lr = self.train_epoch()
             self.check()
             self.epoch += 1
+            self.watch.end_epoch(self.epoch)
             self.world.share_buffers(*self.networks().values())
             trained = time.time()
             result = selecting = {}
@@ -169,6 +173,8 @@ class Run:
             if teacher is not None:
                 ema.update(teacher, unwrap(student), method.keep_rate)
             self.log.step(self.epoch, step, terms, loss, lr, images=len(x.weak) * (2 if u else 1))
+            self.watch.step(self.epoch, step, terms, Batch(x, u, v))
+            del terms  # what there was to watch need not stay through the next forward pass
         return lr
 
     def check(self):

@@ -113,6 +113,8 @@ def slow_terms(own, outputs, taught, x, u, v, cfg):
             valid = slow_paste(u.valid, v.valid, boxes)
             losses['image%d' % i] = slow_masked_cross_entropy(strong, label, selected, valid)
             shares['selected_image%d' % i] = slow_share(selected, valid)
+        agree = own[b:].argmax(1) == taught[0].argmax(1)
+        shares['agreement'] = slow_share(agree, u.valid)
     return losses, shares
 
 
@@ -463,7 +465,8 @@ def test_step_that_selects_nothing(changes, all_padding):
     terms = method(student, teacher, x, u, v)
     for name in ('image1', 'image2', 'feature1', 'feature2'):
         assert terms.losses[name].item() == 0
-    assert all(value.item() == 0 for value in terms.shares.values())
+    assert all(value.item() == 0 for name, value in terms.shares.items() if name != 'agreement')
+    assert not any((labels.selected & labels.valid).any() for labels in terms.labels.values())
     # The contrast needs neither labels nor validity.
     assert terms.losses['contrast_image'].item() > 0 < terms.losses['contrast_feature'].item()
     finite(student, terms.losses)

@@ -19,7 +19,8 @@ class Supervised:
 
     def __call__(self, student, teacher, x, u, v):
         logits = student(x.weak)                                    # (B, C, H, W)
-        return Terms({'supervised': self.labeled_loss(logits, x.label)}, {})
+        return Terms({'supervised': self.labeled_loss(logits, x.label)},
+                     predictions={'labeled': logits.argmax(1)})
 
     def total(self, losses):
         return losses['supervised']
