@@ -163,7 +163,7 @@ class Run:
         for step, batch in enumerate(self.loader.batches(self.epoch), first):
             lr = set_lr(optimizer, step, self.total_steps, cfg.lr, cfg.lr_multi)
             seed_step(cfg.seed, step, world.rank)
-            method.start_step(self.epoch, step, teacher)
+            method.start_step(self.epoch, step, teacher, self.watch.looks_at(step))
             x, u, v = to(batch, world.device)
             terms = method(student, teacher, x, u, v)
             loss = method.total(terms.losses)
@@ -174,7 +174,6 @@ class Run:
                 ema.update(teacher, unwrap(student), method.keep_rate)
             self.log.step(self.epoch, step, terms, loss, lr, images=len(x.weak) * (2 if u else 1))
             self.watch.step(self.epoch, step, terms, Batch(x, u, v))
-            del terms  # what there was to watch need not stay through the next forward pass
         return lr
 
     def check(self):

@@ -6,8 +6,8 @@ selected ones; the student's prediction of the weak view, the selected part of i
 feature level), its predictions of the strong views; and, where truth is watched, that of the weak
 view. Of labeled images: the image, the student's prediction, truth.
 
-White: not selected, or without truth. Striped: padding. Empty tile: nothing, such as pseudo-labels
-while warming up.
+Pale: not selected. White: without truth. Striped: padding. Empty tile: nothing, such as
+pseudo-labels while warming up.
 """
 import numpy as np
 from PIL import Image, ImageDraw
@@ -16,10 +16,10 @@ from dssn.batch import denormalise
 from dssn.mixing import box_mask, paste
 from dssn.pictures import index_picture, side_by_side
 
-IGNORE = 255
 SIDES = 128, 256         # least and most pixels of a tile's longer side
 CAPTION = 14             # height of the captions, pixels
 STRIPES = (150, 190)     # grays of padding
+PALE = 0.8               # how far what is not selected is blended into white
 EMPTY_COLOUR = (235, 235, 235)
 UNLABELED_COLUMNS = ('weak', 'strong 1', 'strong 2', 'label 1', 'label 2', 'selected 1',
                      'selected 2', 'student', 'student selected', 'student 1', 'student 2')
@@ -83,7 +83,7 @@ def tile_size(height, width):
 
 
 def photo_tile(pixels, box=(0, 0, 0, 0)):
-    """An image (3, H, W) uint8, a box (top, left, height, width) of its pixels outlined."""
+    """An image (3, H, W) uint8 with a box (top, left, height, width) of its pixels outlined."""
     height, width = pixels.shape[1:]
     size = tile_size(height, width)
     picture = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
@@ -103,13 +103,18 @@ def photo_tile(pixels, box=(0, 0, 0, 0)):
 
 
 def class_tile(index, colours, valid, selected=None):
-    """Classes (H, W) in their colours: white where not selected or 255, striped where not valid."""
-    if selected is not None:
-        index = np.where(selected, index, IGNORE)
+    """Classes (H, W) in their colours: white where 255, pale where not selected, striped padding."""
     size = tile_size(*index.shape)
     picture = index_picture(index, colours).convert('RGB').resize(size, Image.NEAREST)
-    padding = Image.fromarray(np.where(valid, 0, 255).astype(np.uint8)).resize(size, Image.NEAREST)
-    return Image.composite(stripes(size), picture, padding)
+    if selected is not None:
+        pale = Image.blend(picture, Image.new('RGB', size, (255, 255, 255)), PALE)
+        picture = Image.composite(picture, pale, mask_picture(selected, size))
+    return Image.composite(picture, stripes(size), mask_picture(valid, size))
+
+
+def mask_picture(mask, size):
+    """A bool mask (H, W) as one for `Image.composite`."""
+    return Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).resize(size, Image.NEAREST)
 
 
 def stripes(size):

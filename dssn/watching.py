@@ -42,6 +42,10 @@ class Watch:
         return [f'watch_truth: {count} of {len(self.unlabeled)} lines of {path} name a mask; they '
                 'are compared with pseudo-labels, never trained on']
 
+    def looks_at(self, step):
+        """Whether panels are drawn of a step."""
+        return self.world.is_main and self.log.is_due(step, self.cfg.panel_every)
+
     def step(self, epoch, step, terms, batch):
         """Take note of a step, on every rank.
 
@@ -57,7 +61,7 @@ class Watch:
                 for name, counts in self.recent.items():
                     self.log.scalars(selection_scalars(name, counts.tolist(), self.names), step)
             self.recent = {}
-        if self.world.is_main and self.log.is_due(step, self.cfg.panel_every):
+        if self.looks_at(step):
             self._look(epoch, step, terms, batch)
 
     def _look(self, epoch, step, terms, batch):
@@ -205,6 +209,7 @@ def missing_text(epoch, counts, names, before):
         return None, missing
     if not missing:
         return f'epoch {epoch}: pseudo-labels of every class were selected again', missing
+    advice = '' if before else ('; look at their IoU, at how many labeled images show them, and at '
+                                'the thresholds of the selection')
     return (f'warning: epoch {epoch}: {len(missing)} of {len(names)} classes had no selected '
-            f'pseudo-label of a strong view; {"; ".join(parts)}; look at their IoU, at how many '
-            'labeled images show them, and at the thresholds of the selection'), missing
+            f'pseudo-label of a strong view; {"; ".join(parts)}{advice}'), missing

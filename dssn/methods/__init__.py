@@ -4,7 +4,9 @@ A module in this folder that defines a class with `name`, `Config` (its keys), `
 `uses_teacher` is a method; it needs no other registration. Methods share one interface:
 
     method = Method(cfg)
-    method.start_step(epoch, step, teacher)      set what depends on the time
+    method.start_step(epoch, step, teacher, watched)
+                                                 set what depends on the time, and whether the
+                                                 predictions of this step will be looked at
     terms = method(student, teacher, x, u, v)    named scalar losses, and what there is to watch
     loss = method.total(terms.losses)            the weighted sum, with the paper's coefficients
     method.keep_rate                             the EMA's alpha after the step, with a teacher
@@ -30,7 +32,7 @@ class Terms(NamedTuple):
     losses: Dict[str, torch.Tensor]             # named scalars with gradient, summed by `total`
     shares: Dict[str, torch.Tensor] = {}        # named scalars, for the log
     labels: Dict[str, PseudoLabels] = {}        # by branch, (B, H, W) each
-    predictions: Dict[str, torch.Tensor] = {}   # by view, classes (B, H, W) int64
+    predictions: Dict[str, torch.Tensor] = {}   # by view, classes (B, H, W); if watched
 
 
 def all_methods():

@@ -47,10 +47,11 @@ class DSSN:
         self.cfg = cfg
         self.labeled_loss = build_labeled_loss(cfg.criterion)
         self.select = build_selection(cfg)
-        self.warming_up = True
+        self.warming_up, self.watched = True, False
 
-    def start_step(self, epoch, step, teacher):
+    def start_step(self, epoch, step, teacher, watched=False):
         """Set what depends on the time: warm-up (by epoch, or the first step) and teacher's BN."""
+        self.watched = watched
         self.warming_up = step == 0 or epoch < self.cfg.warm_up_epochs
         # In the release the teacher leaves training mode when it is first evaluated.
         teacher.train(epoch == 0 and self.cfg.teacher_bn == 'batch_first_epoch')
@@ -81,16 +82,18 @@ class DSSN:
         shares = {'selected_feature': share(own.selected, u.valid)}
         if not self.warming_up:
             weak, partner = predict_weak(teacher, u, v)                        # (B, C, H, W) each
+            weak_label, partner_label = weak.argmax(1), partner.argmax(1)      # (B, H, W) each
             for i, strong, inside in ((1, s1, inside1), (2, s2, inside2)):
-                logits = paste(weak, partner, inside)
-                taught = PseudoLabels(logits.argmax(1), self.select(logits),
+                taught = PseudoLabels(paste(weak_label, partner_label, inside),
+                                      self.select(paste(weak, partner, inside)),
                                       paste(u.valid, v.valid, inside))
                 losses[f'image{i}'] = masked_cross_entropy(strong, *taught)
                 labels[f'image{i}'] = taught
                 shares[f'selected_image{i}'] = share(taught.selected, taught.valid)
-            shares['agreement'] = share(own.label == weak.argmax(1), u.valid)
-        return Terms(losses, shares, labels, predictions={
-            'weak': own.label, 'strong1': s1.argmax(1), 'strong2': s2.argmax(1)})
+            shares['agreement'] = share(own.label == weak_label, u.valid)
+        predictions = {'weak': own.label, 'strong1': s1.argmax(1), 'strong2': s2.argmax(1)} \
+            if self.watched else {}
+        return Terms(losses, shares, labels, predictions)
 
     def total(self, losses):
         """The paper's sum; while warming up there are no image1 and image2."""
