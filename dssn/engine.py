@@ -81,7 +81,9 @@ class Run:
         if not self.finished:
             self.log.open(config.dump(cfg), self.epoch, self.epoch * self.loader.steps_per_epoch,
                           identities(cfg, self.method.uses_unlabeled))
-        for note in warnings + notes + self.watch.notes():
+        if not self.finished:
+            notes += self.watch.notes()
+        for note in warnings + notes:
             self.log.say(note)
         if saved is not None and not self.finished:
             self.log.say(f'resuming {latest}: {self.epoch} of {cfg.epochs} epochs are done')

@@ -38,7 +38,7 @@ def unlabeled_panel(u, v, terms, colours, truth=None, most=4):
     inside = [box_mask(box, u.valid.shape[1:]) for box in (u.box1, u.box2)]
     strong = [paste(u.strong1, v.strong1, inside[0]), paste(u.strong2, v.strong2, inside[1])]
     photos = [host(denormalise(images)) for images in (u.weak, *strong)]
-    valid, *mixed = [host(part) for part in (u.valid, *[paste(u.valid, v.valid, i) for i in inside])]
+    valid, mixed = host(u.valid), [host(paste(u.valid, v.valid, area)) for area in inside]
     labels = {branch: [host(part[:most]) for part in found]
               for branch, found in terms.labels.items()}
     predictions = {view: host(found[:most]) for view, found in terms.predictions.items()}
@@ -103,7 +103,7 @@ def photo_tile(pixels, box=(0, 0, 0, 0)):
 
 
 def class_tile(index, colours, valid, selected=None):
-    """Classes (H, W) in their colours: white where 255, pale where not selected, striped padding."""
+    """Classes (H, W) in their colours; white: 255, pale: not selected, striped: not valid."""
     size = tile_size(*index.shape)
     picture = index_picture(index, colours).convert('RGB').resize(size, Image.NEAREST)
     if selected is not None:

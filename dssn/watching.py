@@ -156,7 +156,7 @@ def selection_scalars(name, counts, names):
 
 
 def truth_scalars(labels, u, truth, partner, names):
-    """Shares of pseudo-labels that agree with truth, for TensorBoard; pixels without it are left out.
+    """Shares of pseudo-labels that agree with truth, for TensorBoard; pixels without are left out.
 
     `correct/<class>` is of the selected labels of a class, `correct_selected` of all selected
     ones, `correct_all` of all labels; what has no pixel has no value.

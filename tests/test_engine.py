@@ -440,10 +440,12 @@ def test_a_list_without_masks_has_no_truth_to_watch(tiny_world, capsys):
 
 @pytest.mark.parametrize('selection, gate, words', [
     ('class_max', 0.999999, 'but never selected: class 0, class 1, class 2'), ('none', 0.9, '')])
-def test_classes_without_labels_are_named_when_they_change(tiny_world, capsys, selection, gate, words):
+def test_classes_without_labels_are_named_when_they_change(tiny_world, capsys, selection, gate,
+                                                           words):
     world = tiny_world(epochs=3, selection=selection, gate=gate, lr=1e-9)
     train(world.load())
-    lines = [line for line in capsys.readouterr().out.splitlines() if 'selected pseudo-label' in line]
+    lines = capsys.readouterr().out.splitlines()
+    lines = [line for line in lines if 'selected pseudo-label' in line]
     if words:
         # Nothing changes: said in the first epoch only.
         assert 'epoch 1: 3 of 3 classes' in lines[0] and len(lines) == 1

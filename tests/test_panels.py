@@ -21,8 +21,8 @@ def draw(b=3, size=64, seed=0):
     def part():
         images = [torch.randint(256, (b, 3, size, size), dtype=torch.uint8) for _ in range(3)]
         box1 = torch.tensor([[10, 20, 30, 16], [0, 0, 0, 0], [0, 0, size, size]])[:b]
-        return Unlabeled(*map(normalise, images), torch.rand(b, size, size) < 0.7, box1, box1.flip(0),
-                         torch.arange(b))
+        return Unlabeled(*map(normalise, images), torch.rand(b, size, size) < 0.7, box1,
+                         box1.flip(0), torch.arange(b))
 
     def classes():
         return torch.randint(3, (b, size, size))

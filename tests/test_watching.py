@@ -1,4 +1,4 @@
-"""Watching: counts and shares against loops over pixels, warnings, and no waiting for the device."""
+"""Watching: counts and shares against loops over pixels, warnings, no waiting for the device."""
 import random
 
 import pytest
@@ -9,7 +9,7 @@ from dssn.batch import Unlabeled
 from dssn.data.lists import Sample
 from dssn.methods import Terms
 from dssn.pseudo_labels import PseudoLabels
-from dssn.watching import (Watch, count, missing_text, selection_scalars, truth_scalars)
+from dssn.watching import Watch, count, missing_text, selection_scalars, truth_scalars
 
 NAMES = ['sky', 'road', 'car', 'sign']
 
