@@ -85,6 +85,19 @@ class Config:
     criterion: Dict[str, Any] = dataclasses.field(
         default_factory=criterion_default,
         metadata={'help': 'labeled loss: {name: CELoss} or {name: OHEM, kwargs: {thresh, min_kept}}'})
+    reference_batch: int = key(0, 'images of a kind (labeled) in the global batch that lr is meant '
+                                  'for; 0: not stated', low=0)
+    scale_lr: bool = key(False, 'use lr times the global batch over reference_batch')
+    # speed and memory
+    accumulate: int = key(1, 'parts that a batch is split into, one after the other, to save '
+                             'memory; batch_size is a multiple of it', low=1)
+    checkpoint_backbone: bool = key(False, "compute the backbone's activations again in the "
+                                           'backward pass instead of keeping them')
+    channels_last: bool = key(False, 'memory format of the networks: channels last')
+    amp: str = key('off', 'half precision of the networks in training: bf16, or on a GPU fp16',
+                   choices=('off', 'bf16', 'fp16'))
+    tf32: bool = key(False, 'let GPUs round float32 factors to TF32 (Ampere and newer)')
+    compile: bool = key(False, 'compile the networks with torch.compile')
     # evaluation and the log
     protocol: str = key('original', 'evaluation: whole images, a window of crop_size slid over '
                                     'them, or their middle crop_size x crop_size alone',
@@ -188,9 +201,22 @@ def complete(config_class, values, path):
         raise UserError(f'{path}: watch_truth = true has no effect with panel_every = 0: truth is '
                         'looked at when panels are drawn; set panel_every to at least 1, or leave '
                         'watch_truth out')
+    check_batch(config_class, values, path)
     if not values.get('val_id_path'):
         values['val_id_path'] = f"splits/{values['dataset']}/val.txt"
     return config_class(**values)
+
+
+def check_batch(config_class, values, path):
+    """Raise a UserError where batch_size, accumulate, scale_lr and reference_batch do not agree."""
+    def value(name):
+        return values.get(name, config_class.__dataclass_fields__[name].default)
+    if value('batch_size') % value('accumulate'):
+        raise UserError(f"{path}: accumulate = {value('accumulate')} must divide batch_size = "
+                        f"{value('batch_size')}: a batch is split into equal parts")
+    if value('scale_lr') and not value('reference_batch'):
+        raise UserError(f'{path}: scale_lr needs reference_batch, the global batch that lr is '
+                        'meant for')
 
 
 def list_paths(cfg):

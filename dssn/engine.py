@@ -2,11 +2,9 @@
 import os
 import time
 
-import numpy as np
 import torch
 
-from dssn import checkpoint, config, ema, methods, records
-from dssn.batch import Batch, to
+from dssn import checkpoint, config, ema, methods, precision, records
 from dssn.data.check import quick_check
 from dssn.data.identity import identify
 from dssn.data.lists import read_list
@@ -17,12 +15,14 @@ from dssn.evaluation import evaluate
 from dssn.logbook import Logbook
 from dssn.models import build_model
 from dssn.models.weights import load_backbone_weights, pretrained_file
-from dssn.optim import build_optimizer, set_lr
+from dssn.optim import build_optimizer, load_optimizer
+from dssn.update import Update
 from dssn.watching import Watch
 
 # Keys that a run may be resumed with other values of: they change no number of it.
 FREE_KEYS = ('workers', 'log_every', 'device', 'save_path', 'data_root', 'skip_check',
-             'eval_batch_size', 'panel_every', 'panel_images', 'watch_truth')
+             'eval_batch_size', 'panel_every', 'panel_images', 'watch_truth',
+             'checkpoint_backbone')
 
 
 def prepare_folder(path):
@@ -66,15 +66,25 @@ class Run:
 
     def _build(self, warnings):
         cfg, world = self.cfg, self.world
+        precision.check(cfg, world.device)
+        precision.set_tf32(cfg.tf32)
         latest = os.path.join(cfg.save_path, 'latest.pth')
         saved = checkpoint.read_torch_file(latest) if os.path.isfile(latest) else None
         torch.manual_seed(cfg.seed)
         student = build_model(cfg)
         notes = [] if saved is not None else load_initial_weights(student, cfg)
         teacher = ema.make_teacher(student) if self.method.uses_teacher else None
+        if cfg.compile:
+            for network in (student, teacher):
+                if network is not None:
+                    network.compile()
         self.student = world.prepare_student(student)
         self.teacher = teacher and world.prepare_teacher(teacher)
-        self.optimizer = build_optimizer(unwrap(self.student), cfg.lr, cfg.lr_multi)
+        lr, note = choose_lr(cfg, world.size)
+        notes += note
+        self.optimizer = build_optimizer(unwrap(self.student), lr, cfg.lr_multi)
+        self.update = Update(cfg, world, self.method, self.student, self.teacher, self.optimizer,
+                             lr, self.total_steps)
         if saved is not None:
             self._restore(saved, latest)
         self.finished = self.epoch >= cfg.epochs
@@ -109,7 +119,9 @@ class Run:
         for name, network in networks.items():
             if network is not None:
                 checkpoint.load_weights(network, saved[name], path)
-        self.optimizer.load_state_dict(saved['optimizer'])
+        load_optimizer(self.optimizer, saved['optimizer'])
+        if self.update.scaler and saved.get('scaler'):
+            self.update.scaler.load_state_dict(saved['scaler'])
         self.epoch, self.seconds, self.best = saved['epoch'], saved['seconds'], saved['best']
 
     def networks(self):
@@ -127,6 +139,10 @@ class Run:
         try:
             self._fit()
             log.summary()
+        except RuntimeError as error:
+            if 'out of memory' not in str(error):
+                raise
+            raise UserError(memory_advice(cfg, str(error))) from None
         finally:
             log.close()
 
@@ -158,24 +174,14 @@ class Run:
 
     def train_epoch(self):
         """One pass over the data; returns the last learning rate."""
-        cfg, world, method = self.cfg, self.world, self.method
-        student, teacher, optimizer = self.student, self.teacher, self.optimizer
-        student.train()
+        self.student.train()
         first = self.epoch * self.loader.steps_per_epoch
         for step, batch in enumerate(self.loader.batches(self.epoch), first):
-            lr = set_lr(optimizer, step, self.total_steps, cfg.lr, cfg.lr_multi)
-            seed_step(cfg.seed, step, world.rank)
-            method.start_step(self.epoch, step, teacher, self.watch.looks_at(step))
-            x, u, v = to(batch, world.device)
-            terms = method(student, teacher, x, u, v)
-            loss = method.total(terms.losses)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if teacher is not None:
-                ema.update(teacher, unwrap(student), method.keep_rate)
-            self.log.step(self.epoch, step, terms, loss, lr, images=len(x.weak) * (2 if u else 1))
-            self.watch.step(self.epoch, step, terms, Batch(x, u, v))
+            batch, terms, loss, lr = self.update(batch, self.epoch, step,
+                                                 watched=self.watch.looks_at(step))
+            self.log.step(self.epoch, step, terms, loss, lr,
+                          images=len(batch.x.weak) * (2 if batch.u else 1))
+            self.watch.step(self.epoch, step, terms, batch)
         return lr
 
     def check(self):
@@ -212,6 +218,8 @@ class Run:
                   'miou': result['student'].miou if result else None,
                   # All randomness derives from the seed and the step: this is its whole state.
                   'random_state': {'seed': self.cfg.seed, 'step': common['step']}, **common}
+        if self.update.scaler:
+            latest['scaler'] = self.update.scaler.state_dict()
         if self.teacher is None:
             latest['weights'] = 'student'
         else:
@@ -219,13 +227,29 @@ class Run:
         checkpoint.save(os.path.join(self.cfg.save_path, 'latest.pth'), latest)
 
 
-def seed_step(seed, step, rank):
-    """Derive this step's random numbers (channel dropout) from where it stands in the run.
+def choose_lr(cfg, processes):
+    """(initial rate of the backbone, lines for the log): lr, or scaled to the global batch."""
+    batch = cfg.batch_size * processes
+    if not cfg.reference_batch or batch == cfg.reference_batch:
+        return cfg.lr, []
+    scaled = cfg.lr * batch / cfg.reference_batch
+    known = (f'the global batch is {batch} ({cfg.batch_size} x {processes} processes), lr = '
+             f'{cfg.lr:g} is meant for {cfg.reference_batch}')
+    if cfg.scale_lr:
+        return scaled, [f'{known}: scaled to {scaled:g}']
+    return cfg.lr, [f'{known}: scale_lr=true would make it {scaled:g}']
 
-    A resumed run so draws what the undisturbed one would, with no state to carry over.
-    """
-    words = np.random.SeedSequence((seed, step, rank, 1)).generate_state(1, np.uint64)
-    torch.manual_seed(int(words[0]) >> 1)
+
+def memory_advice(cfg, error):
+    """What to do where a GPU's memory does not suffice, with the allocator's first sentence."""
+    options = [(not cfg.checkpoint_backbone, 'checkpoint_backbone=true'),
+               (cfg.accumulate < cfg.batch_size, f'accumulate={cfg.batch_size}'),
+               (hasattr(cfg, 'lean') and not cfg.lean, 'lean=true'),
+               (cfg.amp == 'off', 'amp=bf16'), (True, 'a smaller crop_size')]
+    left = ', '.join(text for use, text in options if use)
+    return (f'{error.split(". ")[0]}: batch_size {cfg.batch_size} at crop_size {cfg.crop_size} '
+            f'with {cfg.backbone} does not fit; what saves memory, from what changes least to '
+            f'what changes most (--set): {left}')
 
 
 def read_lists(cfg, uses_unlabeled):

@@ -22,7 +22,7 @@ class Logbook:
         self.cfg, self.world, self.total_steps = cfg, world, total_steps
         self.bar = self.text = self.board = None
         self.metrics = os.path.join(cfg.save_path, 'metrics.jsonl')
-        self.lists = {}
+        self.lists, self.knows_peak = {}, False
         self.history = []  # the records so far, of earlier starts too
         self._restart()
 
@@ -115,6 +115,10 @@ class Logbook:
         self.images += images
         if self.bar:
             self.bar.update()
+        if self.text and not self.knows_peak:
+            self.knows_peak = True
+            self.say('peak memory after the first step: '
+                     f'{peak_memory(self.world.device):.0f} MiB')
         if self.is_due(step, self.cfg.log_every):
             self._write(epoch, step, lr)
 

@@ -46,12 +46,22 @@ def ohem(logits, label, thresh=0.7, min_kept=100000):
     return (loss * kept).sum() / kept.sum().clamp(min=1)
 
 
-def build_labeled_loss(criterion):
-    """The labeled loss a config names: `{name: CELoss | OHEM, kwargs: {...}}`."""
+def build_labeled_loss(criterion, parts=1):
+    """The labeled loss a config names: `{name: CELoss | OHEM, kwargs: {...}}`.
+
+    Args:
+        parts: into which batches are split (`accumulate`); OHEM keeps its share in each.
+    """
     if criterion['name'] == 'OHEM':
         kwargs = criterion['kwargs']
-        return lambda logits, label: ohem(logits, label, kwargs['thresh'], kwargs['min_kept'])
+        return lambda logits, label: ohem(logits, label, kwargs['thresh'],
+                                          kwargs['min_kept'] // parts)
     return cross_entropy
+
+
+def labeled_pixels(x):
+    """How many pixels of a `Labeled` batch have a class, a scalar on its device."""
+    return (x.label != IGNORE).sum()
 
 
 def masked_cross_entropy(logits, label, selected, valid):

@@ -11,6 +11,11 @@ class PseudoLabels(NamedTuple):
     valid: torch.Tensor     # (N, H, W) bool, False on padding
 
 
+def classes(logits):
+    """The class of the largest logit, (N, C, H, W) -> (N, H, W) int64."""
+    return logits.max(1).indices  # on a CPU several times faster than argmax
+
+
 @torch.no_grad()
 def class_max(logits, gate=0.92, ratio=0.96):
     """The release's class-aware rule: near the image's own peak of the predicted class.

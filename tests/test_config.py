@@ -465,3 +465,13 @@ def test_colours_are_the_users_or_the_data_sets(write):
     assert config.colours_of_classes(cfg) == [(1, 2, 3), (0, 0, 0), (255, 254, 253)]
     road = config.colours_of_classes(config.load(write('dataset: cityscapes\nnclass: 19\n')))[0]
     assert road == (128, 64, 128)
+
+
+@pytest.mark.parametrize('keys, words', [
+    (dict(batch_size=4, accumulate=3), 'accumulate = 3 must divide batch_size = 4'),
+    (dict(batch_size=2, accumulate=4), 'accumulate = 4 must divide batch_size = 2'),
+    (dict(scale_lr=True), 'scale_lr needs reference_batch'),
+])
+def test_batch_keys_that_do_not_agree(tiny_world, keys, words):
+    with pytest.raises(UserError, match=words):
+        tiny_world().load(**keys)

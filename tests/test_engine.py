@@ -3,6 +3,7 @@ import glob
 import json
 import math
 import os
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 import yaml
 from PIL import Image
 
-from dssn import checkpoint, config, engine
+from dssn import checkpoint, config, engine, update
 from dssn.distributed import World
 from dssn.engine import Run
 from dssn.errors import UserError
@@ -694,9 +695,77 @@ def test_a_step_draws_by_its_place_alone():
     drawn = []
     for noise in (1, 2):
         torch.manual_seed(noise)
-        engine.seed_step(5, 7, 0)
+        update.seed_step(5, 7, 0)
         drawn.append(torch.rand(4))
     assert torch.equal(*drawn)
     for other in ((6, 7, 0), (5, 8, 0), (5, 7, 1)):
-        engine.seed_step(*other)
+        update.seed_step(*other)
         assert not torch.equal(torch.rand(4), drawn[0])
+
+
+# ---- learning rate and memory
+
+@pytest.mark.parametrize('keys, processes, lr, words', [
+    ({}, 3, 0.02, None), ({'reference_batch': 2}, 1, 0.02, None),
+    ({'reference_batch': 8}, 2, 0.02, 'global batch is 4 .*meant for 8.*scale_lr=true.*0.01'),
+    ({'reference_batch': 8, 'scale_lr': True}, 2, 0.01, 'scaled to 0.01'),
+])
+def test_lr_is_for_a_global_batch(tiny_world, keys, processes, lr, words):
+    found, notes = engine.choose_lr(tiny_world(lr=0.02, batch_size=2).load(**keys), processes)
+    assert found == pytest.approx(lr)
+    if words:
+        note, = notes
+        assert re.search(words, note)
+    else:
+        assert notes == []
+
+
+def test_a_scaled_lr_is_trained_with_and_said(tiny_world, capsys):
+    world = tiny_world(lr=0.02, reference_batch=1, scale_lr=True, epochs=1)
+    run = train(world.load())
+    assert 'scaled to 0.04' in capsys.readouterr().out
+    assert metrics(world.save_path)[0]['lr'] == pytest.approx(
+        0.04 * (1 - (STEPS - 2) / STEPS) ** 0.9)
+    assert run.optimizer.param_groups[1]['lr'] == pytest.approx(
+        run.cfg.lr_multi * run.optimizer.param_groups[0]['lr'])
+
+
+def test_a_gpu_that_is_too_small_is_told_what_helps(tiny_world, monkeypatch):
+    def full(*_):
+        raise RuntimeError('CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...')
+    monkeypatch.setattr(update.Update, 'gradients', full)
+    cfg = tiny_world().load()
+    with pytest.raises(UserError) as caught:
+        train(cfg)
+    text = str(caught.value)
+    assert text.startswith('CUDA out of memory') and 'Tried' not in text
+    options = [f'accumulate={cfg.batch_size}', 'checkpoint_backbone=true', 'lean=true', 'amp=bf16']
+    assert all(option in text for option in options)
+    some = tiny_world().load(lean=True, accumulate=2)
+    with pytest.raises(UserError) as caught:
+        train(some)
+    assert 'lean=' not in str(caught.value) and 'accumulate=' not in str(caught.value)
+
+
+def test_other_errors_of_pytorch_are_not_hidden(tiny_world, monkeypatch):
+    def wrong(*_):
+        raise RuntimeError('shapes')
+    monkeypatch.setattr(update.Update, 'gradients', wrong)
+    with pytest.raises(RuntimeError, match='shapes'):
+        train(tiny_world().load())
+
+
+def test_peak_memory_is_said_after_the_first_step(tiny_world, capsys):
+    train(tiny_world(epochs=1).load())
+    lines = [line for line in capsys.readouterr().out.splitlines() if 'peak memory' in line]
+    assert len(lines) == 1 and lines[0].endswith(' MiB')
+
+
+@pytest.mark.parametrize('method', ['DSSN', 'supervised'])
+def test_a_run_in_parts_resumes_as_the_undisturbed_one(tiny_world, method):
+    world = tiny_world(n_labeled=9, method=method, batch_size=4, accumulate=2)
+    whole, stopped = world.save_path + 'whole', world.save_path + 'stopped'
+    train(world.load(save_path=whole))
+    interrupted(world.load(save_path=stopped), 3)  # 2 steps an epoch
+    train(world.load(save_path=stopped))
+    assert_same_run(whole, stopped)

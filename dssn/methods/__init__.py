@@ -8,6 +8,7 @@ A module in this folder that defines a class with `name`, `Config` (its keys), `
                                                  set what depends on the time, and whether the
                                                  predictions of this step will be looked at
     terms = method(student, teacher, x, u, v)    named scalar losses, and what there is to watch
+    method.counts(x, u, v)                       {loss or share: pixels that it is a mean over}
     loss = method.total(terms.losses)            the weighted sum, with the paper's coefficients
     method.keep_rate                             the EMA's alpha after the step, with a teacher
 """

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 
 from dssn.config import StrongViewsConfig, key
-from dssn.losses import build_labeled_loss, masked_cross_entropy, pixel_contrast
+from dssn.losses import (build_labeled_loss, labeled_pixels, masked_cross_entropy,
+                         pixel_contrast)
 from dssn.methods import Terms
 from dssn.mixing import box_mask, paste
-from dssn.pseudo_labels import PseudoLabels, build_selection
+from dssn.pseudo_labels import PseudoLabels, build_selection, classes
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class DSSN:
 
     def __init__(self, cfg):
         self.cfg = cfg
-        self.labeled_loss = build_labeled_loss(cfg.criterion)
+        self.labeled_loss = build_labeled_loss(cfg.criterion, cfg.accumulate)
         self.select = build_selection(cfg)
         self.warming_up, self.watched = True, False
 
@@ -74,7 +75,7 @@ class DSSN:
                                     paste(u.strong2, v.strong2, inside2)])).chunk(2)
 
         logits = clean[n:].detach()                                            # (B, C, H, W)
-        own = PseudoLabels(logits.argmax(1), self.select(logits), u.valid)     # (B, H, W) each
+        own = PseudoLabels(classes(logits), self.select(logits), u.valid)      # (B, H, W) each
         losses = {
             'supervised': self.labeled_loss(clean[:n], x.label),
             'feature1': masked_cross_entropy(fp1, *own),
@@ -86,7 +87,7 @@ class DSSN:
         shares = {'selected_feature': share(own.selected, u.valid)}
         if not self.warming_up:
             weak, partner = predict_weak(teacher, u, v)                        # (B, C, H, W) each
-            weak_label, partner_label = weak.argmax(1), partner.argmax(1)      # (B, H, W) each
+            weak_label, partner_label = classes(weak), classes(partner)        # (B, H, W) each
             for i, strong, inside in ((1, s1, inside1), (2, s2, inside2)):
                 taught = PseudoLabels(paste(weak_label, partner_label, inside),
                                       self.select(paste(weak, partner, inside)),
@@ -95,9 +96,21 @@ class DSSN:
                 labels[f'image{i}'] = taught
                 shares[f'selected_image{i}'] = share(taught.selected, taught.valid)
             shares['agreement'] = share(own.label == weak_label, u.valid)
-        predictions = {'weak': own.label, 'strong1': s1.argmax(1), 'strong2': s2.argmax(1)} \
+        predictions = {'weak': own.label, 'strong1': classes(s1), 'strong2': classes(s2)} \
             if self.watched else {}
         return Terms(losses, shares, labels, predictions)
+
+    def counts(self, x, u, v):
+        """{term or share: how many pixels it is a mean over}, scalars on the device."""
+        valid = u.valid.sum()
+        every = torch.full_like(valid, u.valid.numel())
+        counts = {'supervised': labeled_pixels(x), 'feature1': valid, 'feature2': valid,
+                  'selected_feature': valid, 'agreement': valid,
+                  'contrast_image': every, 'contrast_feature': every}
+        for i, box in ((1, u.box1), (2, u.box2)):
+            counts[f'image{i}'] = counts[f'selected_image{i}'] = paste(
+                u.valid, v.valid, box_mask(box, u.valid.shape[1:])).sum()
+        return counts
 
     def total(self, losses):
         """The paper's sum; while warming up there are no image1 and image2."""

@@ -1,7 +1,8 @@
 """The baseline: the labeled loss alone."""
 from dssn.config import Config
-from dssn.losses import build_labeled_loss
+from dssn.losses import build_labeled_loss, labeled_pixels
 from dssn.methods import Terms
+from dssn.pseudo_labels import classes
 
 
 class Supervised:
@@ -12,7 +13,7 @@ class Supervised:
     uses_teacher = False
 
     def __init__(self, cfg):
-        self.labeled_loss = build_labeled_loss(cfg.criterion)
+        self.labeled_loss = build_labeled_loss(cfg.criterion, cfg.accumulate)
         self.watched = False
 
     def start_step(self, epoch, step, teacher, watched=False):
@@ -21,8 +22,11 @@ class Supervised:
 
     def __call__(self, student, teacher, x, u, v):
         logits = student(x.weak)                                    # (B, C, H, W)
-        predictions = {'labeled': logits.argmax(1)} if self.watched else {}
+        predictions = {'labeled': classes(logits)} if self.watched else {}
         return Terms({'supervised': self.labeled_loss(logits, x.label)}, predictions=predictions)
+
+    def counts(self, x, u, v):
+        return {'supervised': labeled_pixels(x)}
 
     def total(self, losses):
         return losses['supervised']

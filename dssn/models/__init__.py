@@ -1,5 +1,7 @@
 """Segmentation networks: `build_model` turns a configuration into a DeepLabV3+."""
 
+import torch
+
 from dssn.errors import UserError
 from dssn.models.deeplabv3plus import DeepLabV3Plus
 from dssn.models.resnet import resnet18, resnet50, resnet101
@@ -20,8 +22,8 @@ def build_model(cfg):
 
     Args:
         cfg: an object with the attributes nclass, backbone, stem, replace_stride_with_dilation
-            (three booleans, for layer2 to layer4), dilations (three integers), decoder_channels
-            and base_channels.
+            (three booleans, for layer2 to layer4), dilations (three integers), decoder_channels,
+            base_channels, checkpoint_backbone and channels_last.
 
     Returns:
         DeepLabV3Plus: float32, on the CPU, in training mode.
@@ -38,7 +40,9 @@ def build_model(cfg):
     else:
         backbone = BACKBONES[cfg.backbone](
             cfg.stem, cfg.replace_stride_with_dilation, cfg.base_channels)
-    return DeepLabV3Plus(backbone, cfg.nclass, cfg.dilations, cfg.decoder_channels)
+    backbone.recompute = cfg.checkpoint_backbone
+    model = DeepLabV3Plus(backbone, cfg.nclass, cfg.dilations, cfg.decoder_channels)
+    return model.to(memory_format=torch.channels_last) if cfg.channels_last else model
 
 
 def check_xception_keys(cfg):

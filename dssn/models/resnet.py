@@ -5,6 +5,8 @@ Legend: N images, H x W pixels, b = base_channels (64 in the public networks).
 
 import torch.nn as nn
 
+from dssn.models.recompute import Backbone
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions around an identity (He et al., CVPR 2016)."""
@@ -52,7 +54,7 @@ class Bottleneck(nn.Module):
         return self.relu(x + identity)
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """ResNet without its classifier.
 
     Args:
@@ -100,10 +102,19 @@ class ResNet(nn.Module):
             c4 (N, high_channels, ceil(H/s), ceil(W/s)) from layer4, with s = 32 halved for every
             dilated stage.
         """
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))  # (N, 2b or b, H/4, W/4)
-        c1 = self.layer1(x)
-        c4 = self.layer4(self.layer3(self.layer2(c1)))
+        x = self.run(self.begin, x)
+        c1 = self.run_all(self.layer1, x)
+        c4 = self.run_all(self.layer4, self.run_all(self.layer3, self.run_all(self.layer2, c1)))
         return c1, c4
+
+    def begin(self, x):
+        """(N, 3, H, W) -> (N, 2b or b, H/4, W/4)."""
+        return self.maxpool(self.relu(self.bn1(self.conv1(x))))
+
+    def run_all(self, blocks, x):
+        for block in blocks:
+            x = self.run(block, x)
+        return x
 
 
 def resnet18(stem='deep', replace_stride_with_dilation=(False, False, True), base_channels=64):

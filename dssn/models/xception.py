@@ -9,6 +9,8 @@ import math
 import torch.nn as nn
 import torch.nn.functional as F
 
+from dssn.models.recompute import Backbone
+
 
 class SeparableConv(nn.Module):
     """Depthwise 3x3, BN, pointwise 1x1, BN.
@@ -60,7 +62,7 @@ class Block(nn.Module):
         return self.sepconv3(inner) + shortcut, inner
 
 
-class Xception(nn.Module):
+class Xception(Backbone):
     """Aligned Xception-65 without its classifier."""
 
     low_channels = 256
@@ -95,14 +97,17 @@ class Xception(nn.Module):
             tuple of Tensor: c1 (N, 256, ceil(H/4), ceil(W/4)), inside block2, before a ReLU, and
             c4 (N, 2048, ceil(H/16), ceil(W/16)).
         """
-        x = F.relu(self.bn1(self.conv1(x)))  # (N, 32, H/2, W/2)
-        x = F.relu(self.bn2(self.conv2(x)))
-        x, _ = self.block1(x)                # (N, 128, H/4, W/4)
-        x, c1 = self.block2(x)               # (N, 256, H/8, W/8), (N, 256, H/4, W/4)
+        x = self.run(self.begin, x)          # (N, 64, H/2, W/2)
+        x, _ = self.run(self.block1, x)      # (N, 128, H/4, W/4)
+        x, c1 = self.run(self.block2, x)     # (N, 256, H/8, W/8), (N, 256, H/4, W/4)
         for index in range(3, 21):
-            x, _ = getattr(self, 'block%d' % index)(x)
-        c4 = self.conv5(self.conv4(self.conv3(x)))
-        return c1, c4
+            x, _ = self.run(getattr(self, 'block%d' % index), x)
+        for last in (self.conv3, self.conv4, self.conv5):
+            x = self.run(last, x)
+        return c1, x
+
+    def begin(self, x):
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
 
 
 def batch_norm(channels):
