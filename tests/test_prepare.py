@@ -857,6 +857,17 @@ def test_an_error_in_a_process_is_the_users(tmp_path, capsys):
     assert str(mask) + ': holds value 77' in error
 
 
+def test_a_killed_process_ends_the_run(tmp_path, capsys, monkeypatch):
+    # A module of its own: the new process imports it.
+    (tmp_path / 'killed.py').write_text('import os\n\ndef die(*args, **keys):\n    os._exit(1)\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from killed import die
+    monkeypatch.setattr(plan, 'prepare_pair', die)
+    source = draw_cityscapes(tmp_path / 'source')
+    error = refusal(capsys, 'cityscapes', source, tmp_path / 'out', '--workers', 2)
+    assert 'was killed' in error and '--workers' in error
+
+
 @pytest.mark.parametrize('where', ['the source', 'inside', 'a link to it', 'a linked folder'])
 def test_the_originals_are_not_written_to(world, tmp_path, capsys, where):
     source, out = world
