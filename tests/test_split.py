@@ -3,6 +3,7 @@ import argparse
 import os
 import subprocess
 import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -170,6 +171,26 @@ def test_the_command_on_folders(folders, capsys):
 def test_all_that_have_masks_are_labeled_by_default(folders, capsys):
     assert main(FOLDERS) == 0
     assert len(images('lists/a/labeled.txt')) == 12 and len(images('lists/a/unlabeled.txt')) == 8
+
+
+def test_where_all_are_labeled_there_is_no_unlabeled_list(folders, capsys):
+    main(FOLDERS + ['--labeled', '2'])
+    for i in range(20):
+        if not os.path.exists('my set/masks/%d.png' % i):
+            os.remove('my set/photos/%d.jpg' % i)
+    capsys.readouterr()
+    assert main(FOLDERS) == 0
+    # Nor is the former draw's, whose images are labeled now.
+    assert os.listdir('lists/a') == ['labeled.txt']
+    assert 'unlabeled.txt: not written, none are unlabeled' in capsys.readouterr().out
+
+
+def test_a_hundred_thousand_samples_are_no_matter():
+    samples = [Sample('%06d.jpg' % i, '%06d.png' % i, '') for i in range(100000)]
+    start = time.process_time()
+    labeled, unlabeled, val = choose(samples, 30000, Fraction(1, 2), 0, {})
+    assert (len(labeled), len(unlabeled), len(val)) == (30000, 20000, 50000)
+    assert time.process_time() - start < 20  # minutes, if every index were looked for in a list
 
 
 def test_stratified_on_folders_opens_the_masks(folders, capsys):
