@@ -233,6 +233,23 @@ def test_a_list_of_the_val_samples_is_copied_to_where_training_looks(folders, ca
     assert len(images('lists/a/labeled.txt')) == 11
 
 
+def test_val_images_in_folders_of_their_own(folders):
+    for folder in ('photos', 'masks'):
+        os.rename('my set/' + folder, 'my set/train ' + folder)
+        os.makedirs('my set/val ' + folder)
+    for i in range(3):
+        os.rename('my set/train photos/%d.jpg' % i, 'my set/val photos/%d.jpg' % i)
+        os.rename('my set/train masks/%d.png' % i, 'my set/val masks/%d.png' % i)
+
+    def split(part, *more):
+        return main(['split', '--images', 'my set/%s photos' % part, '--masks',
+                     'my set/%s masks' % part, '--data-root', 'my set', *more])
+    assert split('val', '--out', 'lists/held_out') == 0
+    assert split('train', '--val', 'lists/held_out/labeled.txt', '--out', 'lists/all') == 0
+    assert images('lists/val.txt') == ['val photos/%d.jpg' % i for i in range(3)]
+    assert all(name.startswith('train photos/') for name in images('lists/all/labeled.txt'))
+
+
 def test_masks_without_an_image_are_told(folders, capsys):
     os.remove('my set/photos/3.jpg')
     main(FOLDERS)

@@ -21,6 +21,10 @@ def add_arguments(parser):
     python -m dssn.data split --images data/mine/photos --masks data/mine/masks \\
         --labeled 40 --val 0.2 --out splits/mine/40
     python -m dssn.data split data/camvid/train.txt --labeled 1/8 --out splits/camvid/1_8
+    python -m dssn.data split --images data/mine/val --masks data/mine/valmasks \\
+        --data-root data/mine --out splits/mine/held_out     # val has folders of its own
+    python -m dssn.data split --images data/mine/train --masks data/mine/trainmasks \\
+        --data-root data/mine --val splits/mine/held_out/labeled.txt --out splits/mine/all
 
 labeled.txt and unlabeled.txt go into --out, val.txt into the folder above it, where every split
 of a data set finds it. Images without a mask are unlabeled. The choice depends on --seed alone,
