@@ -109,6 +109,15 @@ def missing_image(world):
 
 
 @breaks
+def folder_for_an_image(world):
+    path = path_of(world, 'labeled', 2, False)
+    os.remove(path)
+    os.mkdir(path)
+    name = names(world, 'labeled', 2)[0]
+    return 'missing', 'labeled', 2, name, ['no file ' + name, 'that is a folder: name a file in it']
+
+
+@breaks
 def missing_mask(world):
     name = names(world, 'val', 3)[1]
     os.remove(path_of(world, 'val', 3, True))
