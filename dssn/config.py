@@ -361,7 +361,8 @@ def read_names(place, path):
             names = [line.strip() for line in file if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{place}: classes = '{path}' cannot be read as a text file of names "
-                        f'({error}); write a list, or a file with one name a line') from None
+                        f'({error}); write a list, or a file with one name a line, by its path '
+                        'from where you run this') from None
     if not names:
         raise UserError(f"{place}: classes = '{path}' names no class; write one name a line")
     return names

@@ -4,7 +4,7 @@ import textwrap
 from dssn.errors import UserError
 from dssn.runs import SCORED_BY, curve
 
-STYLES = {'student': '--', 'teacher': '-'}
+STYLES = {'student': '--x', 'teacher': '-o'}  # markers: a single evaluation has no line
 
 
 def draw(path, rows):
@@ -29,7 +29,8 @@ def draw(path, rows):
     for row in rows:
         kind = (row.first.dataset,) + tuple(row.first.facts[key] for key in SCORED_BY)
         panels.setdefault(kind, []).append(row)
-    figure, axes = pyplot.subplots(len(panels), 1, figsize=(9, 5 * len(panels)), squeeze=False)
+    figure, axes = pyplot.subplots(len(panels), 1, figsize=(9, 5 * len(panels)), squeeze=False,
+                                   gridspec_kw={'hspace': 0.3})
     for axis, panel in zip(axes[:, 0], panels.values()):
         draw_panel(axis, panel)
     try:
@@ -42,7 +43,8 @@ def draw(path, rows):
 
 def draw_panel(axis, rows):
     """The curves of rows that were scored alike, on one pair of axes."""
-    handles = {role: axis.plot([], [], style, color='black')[0] for role, style in STYLES.items()}
+    handles = {role: axis.plot([], [], style, color='black', markersize=4)[0]
+               for role, style in STYLES.items()}
     for row in rows:
         colour = f'C{row.number - 1}'
         handles[label(row)], = axis.plot([], [], '-', color=colour)
@@ -60,7 +62,7 @@ def draw_panel(axis, rows):
 
 
 def draw_curve(axis, steps, means, deviations, style, colour):
-    axis.plot(steps, means, style, color=colour, marker='.')
+    axis.plot(steps, means, style, color=colour, markersize=4)
     if None not in deviations:
         axis.fill_between(steps, [m - d for m, d in zip(means, deviations)],
                           [m + d for m, d in zip(means, deviations)], color=colour, alpha=0.15,
@@ -70,6 +72,7 @@ def draw_curve(axis, steps, means, deviations, style, colour):
 def label(row):
     """'1: DSSN, own list, ..., n = 3', wrapped; the number is that of the table's row."""
     differs = ''.join(f', {key}={value}' for key, value in row.differs.items())
+    # Spaces at which it is not wrapped.
     text = (f'{row.number}: {row.first.method}, {row.first.lists["labeled"]}{differs}, '
-            f'n = {len(row.runs)}')
+            f'n\xa0=\xa0{len(row.runs)}')
     return textwrap.fill(text, 50)

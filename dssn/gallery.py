@@ -29,7 +29,7 @@ figure { margin: 0; padding-top: .5rem; border-top: 1px solid #ddd; max-width: 1
 figure[hidden] { display: none; }
 figure img { max-width: 100%; height: auto; background: #eee; display: block; }
 figcaption { margin-bottom: .3rem; overflow-wrap: anywhere; width: 0; min-width: 100%; }
-figcaption a { margin-left: .6rem; }
+figcaption a { margin-left: .35rem; white-space: nowrap; }
 @media (max-width: 900px) { main { display: block; } aside { position: static; max-height: none; } }
 '''
 
@@ -146,7 +146,8 @@ def _figure(row):
     if row['iou'] is not None:
         words = [f'<b>IoU {_number(row["iou"])}</b>',
                  f'pixel accuracy {_number(row["accuracy"])}'] + words
-    links = ''.join(f'<a href="{quote(path)}">{kind}</a>' for kind, path in row['files'].items())
+    # A space before each: without, a narrow window could not break the line there.
+    links = ''.join(f' <a href="{quote(path)}">{kind}</a>' for kind, path in row['files'].items())
     thumb_width, thumb_height = row['thumbnail_size']
     iou = '' if row['iou'] is None else f' data-iou="{row["iou"]:.6f}"'
     shown = ', '.join(row['parts'])

@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import sys
 
 import numpy as np
 import torch
@@ -139,7 +140,19 @@ class PictureWriter:
             classes = list(zip(self.names, self.colours))
             self._write('index.html', lambda path: write_gallery(
                 path, title, facts, rows, classes, score, problems))
+            others = self.not_in(rows)
+            if others:
+                print(f'{self.folder}: {len(others)} pictures of an earlier run lie among the new '
+                      f'ones, such as {min(others)}; the gallery leaves them out', file=sys.stderr)
         return problems
+
+    def not_in(self, rows):
+        """Pictures in the rows' folders, by `file_stem`'s names, that are of none of the rows."""
+        own = {path for row in rows for path in (*row['files'].values(), row['thumbnail'])}
+        kinds = {os.path.dirname(path) for path in own}
+        return {f'{kind}/{name}' for kind in kinds
+                for _, _, names in os.walk(os.path.join(self.folder, kind)) for name in names
+                if re.match(r'\d{5,}_', name)} - own
 
     def _write(self, name, write):
         path = os.path.join(self.folder, name) if name else self.folder

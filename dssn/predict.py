@@ -15,6 +15,7 @@ from tqdm import tqdm
 from dssn.batch import normalise
 from dssn.data.datasets import to_tensor
 from dssn.data.files import FileProblem, open_image
+from dssn.data.folders import visible_files
 from dssn.data.lists import Sample
 from dssn.errors import UserError
 
@@ -42,7 +43,7 @@ def find_images(folder, save_dir):
         raise UserError(f'--save-dir {save_dir}: must be another folder than --images, or the '
                         'pictures would be predicted next time')
     endings, images, others = image_endings(), [], Counter()
-    for path in visible_files(folder, save_dir):
+    for path in visible_files(folder, '--images', save_dir):
         ending = os.path.splitext(path)[1].lower()
         if ending in endings:
             images.append(os.path.relpath(path, folder))
@@ -59,16 +60,6 @@ def image_endings():
     """Endings of the formats that Pillow decodes, such as '.jpg'."""
     return {ending for ending, name in Image.registered_extensions().items()
             if name in Image.OPEN and name not in NOT_DECODED}
-
-
-def visible_files(folder, left_out):
-    """Paths of all files in and below a folder, but those in `left_out` and hidden ones."""
-    def refuse(error):
-        raise UserError(f'--images {folder}: {error.filename} cannot be read ({error.strerror})')
-    for place, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith('.') and
-                      os.path.realpath(os.path.join(place, name)) != os.path.realpath(left_out)]
-        yield from (os.path.join(place, name) for name in names if not name.startswith('.'))
 
 
 def read_image(folder, sample):

@@ -130,8 +130,11 @@ def legend(rows):
     absent = ' or '.join(ABSENT_TEXT.get(rule, rule) for rule in rules)
     several = any(len(row.runs) > 1 for row in rows)
     deviation = ', mean ± sample standard deviation' if several else ''
+    on_val = [row.first.facts['select_on'] == 'val' for row in rows]
     selected = 'on val itself, and so above what to expect on other images' \
-        if any(row.first.facts['select_on'] == 'val' for row in rows) else 'on another list'
+        if any(on_val) else 'on another list'
+    if any(on_val) and not all(on_val):
+        selected += ', but where select_on is another list'
     return (f'mIoU on val in percent{deviation}; absent classes {absent}; `best` is selected '
             f'{selected}')
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import train as train_script
-from dssn.data import check, inspection
+from dssn.data import check, inspection, parallel
 from dssn.data.__main__ import main
 from dssn.data.classes import voc_colour
 from dssn.data.findings import KINDS
@@ -106,6 +106,15 @@ def missing_image(world):
     name = names(world, 'labeled', 2)[0]
     os.remove(path_of(world, 'labeled', 2, False))
     return 'missing', 'labeled', 2, name, ['no file ' + name, 'data_root=' + world.root, 'correct']
+
+
+@breaks
+def folder_for_an_image(world):
+    path = path_of(world, 'labeled', 2, False)
+    os.remove(path)
+    os.mkdir(path)
+    name = names(world, 'labeled', 2)[0]
+    return 'missing', 'labeled', 2, name, ['no file ' + name, 'that is a folder: name a file in it']
 
 
 @breaks
@@ -781,7 +790,7 @@ def test_the_number_of_processes_does_not_matter(tiny_world, monkeypatch):
     for name in ('classes_counted_from_one', 'missing_mask', 'truncated_image'):
         BREAKS[name](world)
     monkeypatch.setattr(inspection, 'WORTH', 4)
-    monkeypatch.setattr(inspection, 'CHUNK', 2)
+    monkeypatch.setattr(parallel, 'CHUNK', 2)
     alone = checked(world, '--workers', '1')
     assert checked(world, '--workers', '2') == alone
     assert alone[1]['errors'] == 3
@@ -793,7 +802,7 @@ def test_a_killed_process_is_said(tiny_world, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(tmp_path))
     from killed import die
     monkeypatch.setattr(inspection, 'WORTH', 4)
-    monkeypatch.setattr(inspection, 'inspect', die)
+    monkeypatch.setattr(inspection, 'inspect_task', die)
     assert main(['check', '--config', tiny_world().config_path, '--workers', '2']) == 1
     assert '--workers' in capsys.readouterr().err
 

@@ -1,4 +1,6 @@
 """Names and colours of classes."""
+import itertools
+
 import pytest
 
 from dssn.data.classes import CLASSES, IGNORE_COLOUR, class_names, palette, voc_colour
@@ -64,3 +66,10 @@ def test_any_number_of_classes_has_distinct_colours(dataset, nclass):
     assert IGNORE_COLOUR not in colours
     assert all(len(c) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in c)
                for c in colours)
+
+
+@pytest.mark.parametrize('nclass', [7, 11, 19])
+def test_chosen_colours_can_be_told_apart(nclass):
+    colours = palette('mine', nclass)
+    assert min(sum(abs(a - b) for a, b in zip(one, other))
+               for one, other in itertools.combinations(colours, 2)) > 45

@@ -443,7 +443,7 @@ def test_classes_may_lie_in_a_file_and_decide_nclass(write, tmp_path):
 
 
 @pytest.mark.parametrize('line, words', [
-    ('classes: none.txt', ('none.txt', 'one name a line')), ('classes: [a]', ('nclass', '1')),
+    ('classes: none.txt', ('none.txt', 'one name a line', 'where you run')), ('classes: [a]', ('nclass', '1')),
     ('classes: [a, 2]', ('classes', 'text')), ('nclass: 3\nclasses: [a, b]', ('2', '3', 'agree')),
     ('nclass: 2\ncolours: [[1, 2, 3]]', ('colours', '1', '2', 'agree')),
     ('nclass: 2\ncolours: [[1, 2, 3], [4, 5]]', ('colours', '[4, 5]', 'red')),

@@ -109,7 +109,7 @@ def test_missing_file_and_folder(tmp_path):
     assert 'no file' in image_error(tmp_path)
     assert 'no file' in mask_error(tmp_path)
     (tmp_path / 'image.jpg').mkdir()
-    image_error(tmp_path)
+    assert 'that is a folder' in image_error(tmp_path)
 
 
 def test_an_image_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):

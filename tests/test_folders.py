@@ -100,8 +100,9 @@ def test_data_root_may_be_named_and_must_hold_everything(tree):
 
 
 @pytest.mark.parametrize('names, message', [
-    (['m/a.png'], r'--images i: no file found with an ending of .jpg'),
-    (['i/a.jpg'], r'--masks m: no file found'),
+    (['m/a.png'], r'--images i: no such folder'),
+    (['i/.hidden.jpg', 'm/a.png'], r'--images i: no file found with an ending of .jpg'),
+    (['i/a.jpg', 'm/a.txt'], r'--masks m: no file found'),
     (['i/a.jpg', 'm/a.jpg'], r'm.a.jpg is a JPEG, which blurs class indices; save masks as PNG'),
     (['i/a.jpg', 'm/b.png'], r'no mask matches an image by stem \(image i.a.jpg, mask m.b.png\)'),
     (['i/a.jpg', 'm/a.png', 'm/x/a.png'], r'image i.a.jpg: two masks match it, m.a.png and m.x.a'),
@@ -110,3 +111,17 @@ def test_what_is_refused(tree, names, message):
     tree(*names)
     with pytest.raises(UserError, match=message):
         pair_files('i', 'm')
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tree, tmp_path):
+    tree('disk/a/1.jpg', 'disk/a/deep/2.jpg', 'set/i/0.jpg', 'set/m/a/1.png')
+    (tmp_path / 'set' / 'i' / 'a').symlink_to(tmp_path / 'disk' / 'a')
+    (tmp_path / 'set' / 'i' / 'b').symlink_to(tmp_path / 'disk' / 'a')   # the same again
+    (tmp_path / 'disk' / 'a' / 'up').symlink_to(tmp_path / 'set' / 'i')  # a circle
+    assert pairs('set/i', 'set/m')[0] == [
+        ('i/0.jpg', None), ('i/a/1.jpg', 'm/a/1.png'), ('i/a/deep/2.jpg', None)]
+
+
+def test_hidden_folders_are_left_out(tree):
+    tree('i/1.jpg', 'i/.ipynb_checkpoints/1-checkpoint.jpg', 'm/1.png', 'm/.trash/1.png')
+    assert pairs('i', 'm')[0] == [('i/1.jpg', 'm/1.png')]

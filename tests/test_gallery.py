@@ -91,6 +91,11 @@ def test_links_lead_to_the_files(tmp_path):
     assert not any(set(link) & set(' #?') for link in links)
 
 
+def test_a_caption_can_be_broken_before_each_link(tmp_path):
+    caption = re.search('<figcaption>(.*?)</figcaption>', page(tmp_path, [row(0)])).group(1)
+    assert caption.count('<a ') == caption.count(' <a ') == 2
+
+
 def test_names_are_shown_not_obeyed(tmp_path):
     text = page(tmp_path, [row(0, NASTY, 5.0)], problems=['bad ' + NASTY], title=NASTY,
                 facts=['fact ' + NASTY])

@@ -99,6 +99,7 @@ def test_a_missing_list_a_folder_and_a_binary_file_are_errors(tmp_path):
         with pytest.raises(UserError) as caught:
             read_list(path)
         assert path in str(caught.value)
+    assert 'save it as UTF-8' in str(caught.value)
 
 
 @pytest.mark.parametrize('samples', [
@@ -118,6 +119,18 @@ def test_written_lists_read_back(tmp_path, samples):
     # The same bytes on every system, one line a sample.
     assert content.count(b'\n') == len(samples) and b'\r' not in content
     assert content.endswith(b'\n')
+
+
+@pytest.mark.parametrize('name', ['a\tb.jpg', 'a\nb.jpg', 'a\rb.jpg', ' a.jpg', 'a.jpg ',
+                                  os.fsdecode(b'caf\xe9.jpg')])
+def test_a_name_that_no_line_can_hold_is_refused_before_anything_is_written(tmp_path, name):
+    path = str(tmp_path / 'list.txt')
+    for sample in (Sample(name, None, ''), Sample('a.jpg', name, '')):
+        with pytest.raises(UserError, match='rename the file') as caught:
+            write_list(path, [Sample('b.jpg', None, ''), sample])
+        assert repr(name) in str(caught.value)
+        str(caught.value).encode('utf-8')  # can be printed
+    assert not os.path.exists(path)
 
 
 def test_names_without_spaces_are_written_with_a_space(tmp_path):

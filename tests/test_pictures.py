@@ -200,6 +200,19 @@ def test_without_truth_nothing_of_it_is_written(tiny_world, tmp_path):
         '<script>')[0]
 
 
+def test_pictures_of_an_earlier_run_are_said(tiny_world, tmp_path, capsys):
+    cfg = tiny_world().load()
+    for names, count in ((['b.jpg'], 0), (['b.jpg'], 0), (['a.jpg', 'b.jpg'], 3)):
+        writer = PictureWriter(str(tmp_path), cfg, [Sample(name, None, '') for name in names])
+        for position in range(len(names)):
+            writer(position, random_image(), None, {'student': torch.zeros(5, 4)})
+        (tmp_path / 'prediction' / '.DS_Store').write_text('no picture')
+        writer.finish(World(), 'Title', [])
+        said = capsys.readouterr().err
+        assert ('%d pictures of an earlier run' % count in said and 'overlay/00000_b.jpg' in said
+                if count else said == '')
+
+
 def test_an_overlay_too_large_for_jpeg_is_a_png(tiny_world, tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, 'JPEG_SIDE', 8)
     writer = PictureWriter(str(tmp_path), tiny_world().load(), [Sample('x.jpg', None, '')])

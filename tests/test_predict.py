@@ -63,6 +63,12 @@ def test_what_was_written_is_not_predicted_next_time(tmp_path):
         find_images(str(tmp_path), str(tmp_path / 'out' / '..'))
 
 
+def test_links_to_folders_are_followed(tmp_path):
+    touch(tmp_path, 'in/x.jpg', 'disk/y.jpg', 'in/.hidden/z.jpg')
+    os.symlink(str(tmp_path / 'disk'), str(tmp_path / 'in' / 'more'))
+    assert names(find_images(str(tmp_path / 'in'), str(tmp_path / 'out'))) == ['more/y.jpg', 'x.jpg']
+
+
 @pytest.mark.parametrize('files, words', [
     (None, 'no such folder'), ([], 'no image'), (['a.txt'], 'no image.*[.]txt: 1')])
 def test_folders_without_images_are_errors(tmp_path, files, words):

@@ -75,10 +75,10 @@ def write(path, text):
     path.write_text(text)
 
 
-def photo(path, seed=0):
+def photo(path, seed=0, channels=(3,)):
     """An image that no other name has."""
     rng = np.random.default_rng((seed, zlib.crc32(path.name.encode())))
-    noise = rng.integers(0, 256, (SIZE[1], SIZE[0], 3))
+    noise = rng.integers(0, 256, (SIZE[1], SIZE[0]) + channels)
     save(noise.astype(np.uint8), path)
 
 
@@ -128,14 +128,17 @@ def draw_augmented(folder):
 
 def draw_sbd(root):
     """benchmark_RELEASE/dataset, which holds images of Pascal's val list too."""
-    sio = pytest.importorskip('scipy.io')
+    sio, sparse = pytest.importorskip('scipy.io'), pytest.importorskip('scipy.sparse')
     dataset = root / 'benchmark_RELEASE' / 'dataset'
     (dataset / 'cls').mkdir(parents=True)
+    # A cell a class, each a sparse matrix.
+    boundaries = np.empty((20, 1), object)
+    boundaries[:, 0] = [sparse.csc_matrix(np.eye(*SIZE[::-1]) > 0)] * 20
     for i, name in enumerate(TRAIN[:1] + VAL + EXTRA):
         photo(dataset / 'img' / (name + '.jpg'))
         sio.savemat(str(dataset / 'cls' / (name + '.mat')),
                     {'GTcls': {'Segmentation': values(70 + i, VOC_VALUES[:-1]),
-                               'Boundaries': np.zeros((20, 1), object),
+                               'Boundaries': boundaries,
                                'CategoriesPresent': np.array([[1], [15]], np.uint8)}})
     write(dataset / 'train.txt', '\n'.join(TRAIN[:1] + EXTRA[:1]) + '\n')
     write(dataset / 'val.txt', '\n'.join(VAL + EXTRA[1:]) + '\n')
@@ -196,7 +199,10 @@ def runs_of(region):
 
 
 def draw_coco(root, train=None, val=None):
-    """train2017, val2017 and annotations; train image 9 has three things and a crowd."""
+    """train2017, val2017 and annotations; train image 9 has three things and a crowd.
+
+    Image 25 has no annotation and is gray, as some of COCO are.
+    """
     crowd = np.zeros(SIZE[::-1], bool)
     crowd[20:30, 5:40] = True
     if train is None:
@@ -210,7 +216,8 @@ def draw_coco(root, train=None, val=None):
     for part, content in (('train', train), ('val', val)):
         write(root / 'annotations' / ('instances_%s2017.json' % part), json.dumps(content))
         for image in content['images']:
-            photo(root / (part + '2017') / image['file_name'])
+            photo(root / (part + '2017') / image['file_name'],
+                  channels=() if image['id'] == 25 else (3,))
     return root
 
 
@@ -855,6 +862,17 @@ def test_an_error_in_a_process_is_the_users(tmp_path, capsys):
     save(np.full(SIZE[::-1], 77, np.uint8), mask)
     error = refusal(capsys, 'cityscapes', source, tmp_path / 'out', '--workers', 2)
     assert str(mask) + ': holds value 77' in error
+
+
+def test_a_killed_process_ends_the_run(tmp_path, capsys, monkeypatch):
+    # A module of its own: the new process imports it.
+    (tmp_path / 'killed.py').write_text('import os\n\ndef die(*args, **keys):\n    os._exit(1)\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from killed import die
+    monkeypatch.setattr(plan, 'prepare_pair', die)
+    source = draw_cityscapes(tmp_path / 'source')
+    error = refusal(capsys, 'cityscapes', source, tmp_path / 'out', '--workers', 2)
+    assert 'was killed' in error and '--workers' in error
 
 
 @pytest.mark.parametrize('where', ['the source', 'inside', 'a link to it', 'a linked folder'])

@@ -115,6 +115,8 @@ def test_the_best_is_the_one_that_was_selected(make, capsys):
     assert [row['differs in'] for row in rows] == [
         'select_on=' + known('select')['text'], 'select_on=val']
     assert any(note.startswith('not averaged: rows 1, 2') and 'select_on' in note for note in notes)
+    assert 'selected on val itself' in notes[0]
+    assert notes[0].endswith('but where select_on is another list')
 
 
 def test_what_changes_no_number_does_not_part_runs(make, capsys):
@@ -369,7 +371,11 @@ def test_the_plot(make, tmp_path, capsys, monkeypatch):
     assert band.min() == pytest.approx(42 - np.std([40, 44], ddof=1))
     labels = [text.get_text() for text in first.get_legend().get_texts()]
     assert labels[:2] == ['student', 'teacher'] and len(labels) == 4
-    assert labels[2].startswith('1: DSSN') and 'n = 2' in labels[2].replace('\n', ' ')
+    assert labels[2].startswith('1: DSSN') and 'n\xa0=\xa02' in labels[2]
+    # A single evaluation has no line to tell student and teacher by.
+    markers = {line.get_linestyle(): line.get_marker()
+               for line in first.lines if len(line.get_xdata())}
+    assert markers['--'] != markers['-'] and 'None' not in markers.values()
     assert 'sliding_window' in second.get_title() and 'optimizer steps' in second.get_xlabel()
 
 

@@ -3,6 +3,7 @@ import argparse
 import os
 import subprocess
 import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -172,6 +173,26 @@ def test_all_that_have_masks_are_labeled_by_default(folders, capsys):
     assert len(images('lists/a/labeled.txt')) == 12 and len(images('lists/a/unlabeled.txt')) == 8
 
 
+def test_where_all_are_labeled_there_is_no_unlabeled_list(folders, capsys):
+    main(FOLDERS + ['--labeled', '2'])
+    for i in range(20):
+        if not os.path.exists('my set/masks/%d.png' % i):
+            os.remove('my set/photos/%d.jpg' % i)
+    capsys.readouterr()
+    assert main(FOLDERS) == 0
+    # Nor is the former draw's, whose images are labeled now.
+    assert os.listdir('lists/a') == ['labeled.txt']
+    assert 'unlabeled.txt: not written, none are unlabeled' in capsys.readouterr().out
+
+
+def test_a_hundred_thousand_samples_are_no_matter():
+    samples = [Sample('%06d.jpg' % i, '%06d.png' % i, '') for i in range(100000)]
+    start = time.process_time()
+    labeled, unlabeled, val = choose(samples, 30000, Fraction(1, 2), 0, {})
+    assert (len(labeled), len(unlabeled), len(val)) == (30000, 20000, 50000)
+    assert time.process_time() - start < 20  # minutes, if every index were looked for in a list
+
+
 def test_stratified_on_folders_opens_the_masks(folders, capsys):
     for seed in range(6):
         out = 'lists%d/a' % seed
@@ -210,6 +231,23 @@ def test_a_list_of_the_val_samples_is_copied_to_where_training_looks(folders, ca
     assert main(FOLDERS + ['--val', 'mine.txt']) == 0
     assert images('lists/val.txt') == ['photos/0.jpg']
     assert len(images('lists/a/labeled.txt')) == 11
+
+
+def test_val_images_in_folders_of_their_own(folders):
+    for folder in ('photos', 'masks'):
+        os.rename('my set/' + folder, 'my set/train ' + folder)
+        os.makedirs('my set/val ' + folder)
+    for i in range(3):
+        os.rename('my set/train photos/%d.jpg' % i, 'my set/val photos/%d.jpg' % i)
+        os.rename('my set/train masks/%d.png' % i, 'my set/val masks/%d.png' % i)
+
+    def split(part, *more):
+        return main(['split', '--images', 'my set/%s photos' % part, '--masks',
+                     'my set/%s masks' % part, '--data-root', 'my set', *more])
+    assert split('val', '--out', 'lists/held_out') == 0
+    assert split('train', '--val', 'lists/held_out/labeled.txt', '--out', 'lists/all') == 0
+    assert images('lists/val.txt') == ['val photos/%d.jpg' % i for i in range(3)]
+    assert all(name.startswith('train photos/') for name in images('lists/all/labeled.txt'))
 
 
 def test_masks_without_an_image_are_told(folders, capsys):

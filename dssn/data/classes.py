@@ -47,9 +47,11 @@ def palette(dataset, nclass):
         return list(PALETTES[dataset])
     if dataset in ('pascal', 'coco') and nclass <= 255:
         return [voc_colour(i) for i in range(nclass)]
-    # Golden-ratio steps keep neighbours apart for any count; the first class is dark.
+    # Golden-ratio steps keep neighbours apart for any count; the first class is dark. Eight steps
+    # nearly come round: every other eight are paler.
     hues = [(i * 0.61803) % 1 for i in range(nclass)]
-    bright = [colorsys.hsv_to_rgb(h, 0.75, 0.6 + 0.35 * (i % 2)) for i, h in enumerate(hues)]
+    bright = [colorsys.hsv_to_rgb(h, 0.4 if i // 8 % 2 else 0.75, 0.6 + 0.35 * (i % 2))
+              for i, h in enumerate(hues)]
     return [(40, 40, 40)] + [tuple(int(255 * c) for c in rgb) for rgb in bright[1:]]
 
 

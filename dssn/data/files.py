@@ -148,7 +148,7 @@ def _open(data_root, name, sample, decode=True):
                 if decode:
                     image.load()
                 return image
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise missing_file(data_root, name, sample) from None
     except UnidentifiedImageError:
         raise FileProblem(f'{sample.place}: {path} is not an image that Pillow knows: '
@@ -178,8 +178,10 @@ def missing_file(data_root, name, sample):
     """The FileProblem of a listed file that does not exist, with what may be meant."""
     folder, base = os.path.split(os.path.join(data_root, name))
     similar = _names_by_stem(folder).get(os.path.splitext(base)[0].lower())
+    if os.path.isdir(os.path.join(data_root, name)):
+        advice = 'that is a folder: name a file in it'
     # In a folder of both, an image's mask is no hint to the image.
-    if similar and similar not in [os.path.basename(n) for n in (sample.image, sample.mask) if n]:
+    elif similar and similar not in [os.path.basename(n) for n in (sample.image, sample.mask) if n]:
         advice = f'the folder has {similar}: correct the line or rename the file'
     elif os.path.isabs(name):
         advice = 'paths are relative to data_root: take away what stands before'

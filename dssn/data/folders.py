@@ -57,8 +57,9 @@ def find_files(pattern, endings, flag):
     """(sorted files with one of the endings, the folder that their relative paths start from)."""
     if os.path.isdir(pattern):
         base = pattern
-        found = [os.path.join(folder, name) for folder, _, names in os.walk(pattern)
-                 for name in names if not name.startswith('.')]
+        found = list(visible_files(pattern, flag))
+    elif not glob.has_magic(pattern):
+        raise UserError(f'{flag} {pattern}: no such folder; name one, or give a quoted glob')
     else:
         found = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
         fixed = pattern.split('*')[0].split('?')[0].split('[')[0]
@@ -72,6 +73,23 @@ def find_files(pattern, endings, flag):
         raise UserError(f'{flag} {pattern}: no file found with an ending of '
                         f"{', '.join(endings)}; name a folder, or quote a glob")
     return files, os.path.normpath(base)
+
+
+def visible_files(folder, flag, left_out=None):
+    """Paths of all files in and below a folder, but hidden ones and those in the folder `left_out`.
+
+    Links to folders are followed; a folder that several ways lead to is entered once.
+    """
+    def refuse(error):
+        raise UserError(f'{flag} {folder}: {error.filename} cannot be read ({error.strerror})')
+    entered = {left_out and os.path.realpath(left_out)}
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        if os.path.realpath(place) in entered:
+            folders.clear()
+            continue
+        entered.add(os.path.realpath(place))
+        folders[:] = sorted(name for name in folders if not name.startswith('.'))
+        yield from (os.path.join(place, name) for name in names if not name.startswith('.'))
 
 
 def key_of(path, base, suffixes):

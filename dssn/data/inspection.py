@@ -1,21 +1,15 @@
 """Looking at the files of samples, one by one, on several processes."""
-import collections
 import functools
 import hashlib
-import multiprocessing
 import os
-import signal
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from typing import List, NamedTuple, Optional
 
 import numpy as np
 
 from dssn.data.files import (FileProblem, check_size, check_values, image_size, indices, open_image,
                              open_index, orientation)
-from dssn.errors import UserError
+from dssn.data.parallel import in_processes
 
-CHUNK = 8  # samples that a process takes at once
 WORTH = 32  # samples that are worth the start of a process
 
 
@@ -102,34 +96,9 @@ def inspect_all(data_root, nclass, ignore_index, tasks, workers):
     Args:
         workers: processes; 0 or 1: work in this one, as is done for short lists.
     """
-    inspect_one = functools.partial(inspect, data_root, nclass, ignore_index)
-    chunks = [tasks[i:i + CHUNK] for i in range(0, len(tasks), CHUNK)]
-    workers = min(workers, len(tasks) // WORTH)
-    if workers < 2:
-        for chunk in chunks:
-            yield from inspect_chunk(inspect_one, chunk)
-        return
-    # Started anew, not forked: threads of this process (progress bar, PyTorch) cannot be copied.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'),
-                             initializer=leave_interrupts) as pool:
-        waiting = collections.deque()
-        try:
-            for chunk in chunks:
-                waiting.append(pool.submit(inspect_chunk, inspect_one, chunk))
-                # No more than what keeps all busy, so that results do not pile up.
-                if len(waiting) > 4 * workers:
-                    yield from waiting.popleft().result()
-            while waiting:
-                yield from waiting.popleft().result()
-        except BrokenProcessPool:
-            raise UserError('a process of the check was killed, perhaps for its memory; use fewer '
-                            '--workers (1 works in one process)') from None
+    work = functools.partial(inspect_task, data_root, nclass, ignore_index)
+    return in_processes(work, tasks, min(workers, len(tasks) // WORTH))
 
 
-def inspect_chunk(inspect_one, chunk):
-    return [inspect_one(sample, masks) for sample, masks in chunk]
-
-
-def leave_interrupts():
-    """Ctrl-C is the parent's to handle."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def inspect_task(data_root, nclass, ignore_index, task):
+    return inspect(data_root, nclass, ignore_index, *task)

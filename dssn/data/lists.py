@@ -40,7 +40,9 @@ def read_lines(path):
     except FileNotFoundError:
         raise UserError(f'{path}: no such id list; make it with `python -m dssn.data split`, or '
                         'name another one') from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f'{path}: cannot be read as an id list: {error}; save it as UTF-8') from None
+    except OSError as error:
         raise UserError(f'{path}: cannot be read as an id list: {error}') from None
     found = [(line, f'{path} line {number}')
              for number, line in enumerate(lines, 1) if line.strip()]
@@ -94,14 +96,23 @@ def _absent(data_root, names):
 
 
 def write_list(path, samples):
-    """Write samples as an id list; a tab separates where a path has a space."""
+    """Write samples as an id list; raises a UserError for a name that no line can hold."""
+    lines = [line_of(sample) + '\n' for sample in samples]
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-    lines = []
-    for sample in samples:
-        parts = [sample.image] + ([sample.mask] if sample.mask else [])
-        spaced = any(' ' in part for part in parts)
-        # An image alone whose name has a space ends in a tab, so that it is not split there.
-        text = '\t'.join(parts if len(parts) == 2 else parts + ['']) if spaced else ' '.join(parts)
-        lines.append(text + '\n')
     with open(path, 'w', encoding='utf-8', newline='\n') as file:
         file.writelines(lines)
+
+
+def line_of(sample):
+    """A sample as `parse_line` reads it; a tab separates where a path has a space."""
+    parts = [sample.image] + ([sample.mask] if sample.mask else [])
+    spaced = any(' ' in part for part in parts)
+    # An image alone whose name has a space ends in a tab, so that it is not split there.
+    line = '\t'.join(parts if len(parts) == 2 else parts + ['']) if spaced else ' '.join(parts)
+    for part in parts:
+        if any(sign in part for sign in '\t\r\n') or part != part.strip():
+            raise UserError(f'{part!r}: an id list cannot hold a name with a tab or a line end, nor '
+                            'a path with a space at its start or end; rename the file')
+        if part != part.encode('utf-8', 'ignore').decode('utf-8'):
+            raise UserError(f'{part!r}: not UTF-8, in which id lists are written; rename the file')
+    return line

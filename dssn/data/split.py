@@ -21,6 +21,10 @@ def add_arguments(parser):
     python -m dssn.data split --images data/mine/photos --masks data/mine/masks \\
         --labeled 40 --val 0.2 --out splits/mine/40
     python -m dssn.data split data/camvid/train.txt --labeled 1/8 --out splits/camvid/1_8
+    python -m dssn.data split --images data/mine/val --masks data/mine/valmasks \\
+        --data-root data/mine --out splits/mine/held_out     # val has folders of its own
+    python -m dssn.data split --images data/mine/train --masks data/mine/trainmasks \\
+        --data-root data/mine --val splits/mine/held_out/labeled.txt --out splits/mine/all
 
 labeled.txt and unlabeled.txt go into --out, val.txt into the folder above it, where every split
 of a data set finds it. Images without a mask are unlabeled. The choice depends on --seed alone,
@@ -79,7 +83,7 @@ def run(args):
         lists[val_file(args.out)] = held_out
     write_lists(lists, val_file(args.out))
     for path, part in lists.items():
-        print(f'{path}: {len(part)} samples')
+        print(f'{path}: {len(part)} samples' if part else f'{path}: not written, none are unlabeled')
     if not args.list:
         print(f'the lists are relative to {root}: set data_root to it')
     for name in missing_classes(classes, labeled):
@@ -142,13 +146,13 @@ def choose(samples, labeled, val, seed, classes):
     order = [masked[i] for i in np.random.default_rng(seed).permutation(len(masked))]
     # One image of each class is kept for training, or a rare class could end up in val alone.
     core = cover(order, classes)
-    others = [i for i in order if i not in core]
+    others = without_indices(order, core)
     n_val = amount(val, len(masked))
     if n_val > len(others):
         raise UserError(f'--val {val}: only {len(others)} samples have masks'
                         + (' beyond those kept for the labeled list' if core else ''))
     held_out = put_first(cover(others, classes), others)[:n_val]
-    pool = put_first(core, [i for i in order if i not in held_out])
+    pool = put_first(core, without_indices(order, held_out))
     count = len(pool) if labeled is None else amount(labeled, len(samples) - n_val)
     if not 0 < count <= len(pool):
         wanted = 'no labeled samples' if labeled is None else f'--labeled {labeled}'
@@ -176,7 +180,13 @@ def cover(order, classes):
 
 def put_first(first, order):
     """The indices of `order`, those of `first` before the others."""
-    return first + [i for i in order if i not in first]
+    return first + without_indices(order, first)
+
+
+def without_indices(order, taken):
+    """The indices of `order` that are not in `taken`, in a set since both may be of thousands."""
+    taken = set(taken)
+    return [i for i in order if i not in taken]
 
 
 def missing_classes(classes, labeled):
@@ -191,7 +201,7 @@ def val_file(out):
 
 
 def write_lists(lists, val_path):
-    """Write {path: samples}; a val list that is there with other samples is not replaced.
+    """Write {path: samples}, where there are any; a val list of other samples is not replaced.
 
     Raises:
         UserError: so, or the folder cannot be written.
@@ -203,7 +213,10 @@ def write_lists(lists, val_path):
                         f'{val_path}, or choose another --out')
     try:
         for path, samples in lists.items():
-            write_list(path, samples)
+            if samples:
+                write_list(path, samples)
+            elif os.path.exists(path):  # another draw's; an empty list is none
+                os.remove(path)
     except OSError as error:
         raise UserError(f'{error.filename or val_path}: cannot be written ({error.strerror}); choose '
                         'another --out') from None

@@ -1,17 +1,16 @@
 """What the preparations share: a plan says what becomes of which original; this carries it out."""
 import os
 import shutil
-import signal
 import sys
 from collections import Counter
 from functools import partial
-from multiprocessing import Pool
 from typing import Any, Callable, Dict, List, NamedTuple
 
 from PIL import Image
 from tqdm import tqdm
 
 from dssn.data.lists import Sample, write_list
+from dssn.data.parallel import in_processes
 from dssn.data.prepare.originals import image_size
 from dssn.errors import UserError
 
@@ -55,7 +54,9 @@ def carry_out(plan, out, link, workers):
                               for name in (pair.image_name, pair.mask_name)}):
             os.makedirs(folder, exist_ok=True)
         work = partial(prepare_pair, out=out, link=link, convert=plan.convert)
-        made = Counter(name for names in in_parallel(work, todo, workers) for name in names)
+        results = in_processes(work, todo, min(workers, len(todo)))
+        bar = tqdm(results, total=len(todo), unit='image', disable=None if todo else True)
+        made = Counter(name for names in bar for name in names)
         for name, listed in plan.lists.items():
             update_list(os.path.join(out, name + '.txt'), listed)
     except OSError as error:
@@ -122,19 +123,6 @@ def same_time(source, target):
     """Whether the time stamps agree, as exactly as the file system of `target` keeps them."""
     wanted, kept = os.stat(source).st_mtime_ns, os.stat(target).st_mtime_ns
     return any(kept == wanted // unit * unit for unit in (1, 100, 1000, 10 ** 9))
-
-
-def in_parallel(work, items, workers):
-    """Yield work(item) in order, with a progress bar on a terminal."""
-    if not items:
-        return
-    bar = partial(tqdm, total=len(items), unit='image', disable=None)
-    if workers == 1 or len(items) == 1:
-        yield from bar(map(work, items))
-        return
-    # Ctrl-C is the parent's to answer: it ends the workers.
-    with Pool(min(workers, len(items)), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-        yield from bar(pool.imap(work, items, chunksize=8))
 
 
 def prepare_pair(pair, out, link, convert):
