@@ -1,4 +1,6 @@
 """The update: what one batch does to student and teacher."""
+import contextlib
+
 import numpy as np
 import torch
 
@@ -39,14 +41,17 @@ class Update:
         cfg, optimizer = self.cfg, self.optimizer
         lr = set_lr(optimizer, step, self.total_steps, self.lr, cfg.lr_multi)
         self.method.start_step(epoch, step, self.teacher, watched)
-        batch = to(batch, self.world.device)
+        batch = self.move(batch)
         optimizer.zero_grad(set_to_none=True)
         terms = self.gradients(batch, step)
         norm = self.optimize()
         if self.teacher is not None:
-            ema.update(self.teacher, unwrap(self.student), self.method.keep_rate)
+            self.average()
         terms = terms._replace(shares={**terms.shares, 'gradient_norm': norm})
         return batch, terms, self.method.total(terms.losses), lr
+
+    def move(self, batch):
+        return to(batch, self.world.device)
 
     def gradients(self, batch, step):
         """Add up the gradients of the batch's parts; returns the whole batch's `Terms`."""
@@ -61,16 +66,16 @@ class Update:
             terms = method(*networks, *part)
             if whole:
                 terms = weighed(terms, method.counts(*part), whole)
-            loss = method.total(terms.losses)
-            if self.scaler:
-                loss = self.scaler.scale(loss)
-            if number + 1 < len(parts):
-                with precision.unsynchronised(self.student):
-                    loss.backward()
-            else:
-                loss.backward()
+            self.backward(method.total(terms.losses), is_last=number + 1 == len(parts))
             found.append(detached(terms))
         return joined(found)
+
+    def backward(self, loss, is_last):
+        """Add a part's gradients; processes exchange them after the last one's."""
+        if self.scaler:
+            loss = self.scaler.scale(loss)
+        with contextlib.nullcontext() if is_last else precision.unsynchronised(self.student):
+            loss.backward()
 
     def optimize(self):
         """The optimizer's step; returns the gradient's norm, a scalar on the device."""
@@ -84,6 +89,10 @@ class Update:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return norm
+
+
+    def average(self):
+        ema.update(self.teacher, unwrap(self.student), self.method.keep_rate)
 
 
 def seed_step(seed, step, rank, part=0):

@@ -4,6 +4,7 @@ import sys
 from dssn.commands import run_program
 
 COMMANDS = {
+    'step': ('dssn.bench.step', 'a training step by parts, beside its floor'),
     'eval': ('dssn.bench.evaluation', 'evaluation of student and teacher, beside the plain way'),
 }
 
