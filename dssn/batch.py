@@ -42,6 +42,13 @@ def normalise(images):
     return images.float().div_(255).sub_(mean).div_(std)
 
 
+def denormalise(images):
+    """The uint8 images that `normalise` was given."""
+    mean = torch.tensor(MEAN, device=images.device).view(1, 3, 1, 1)
+    std = torch.tensor(STD, device=images.device).view(1, 3, 1, 1)
+    return (images * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
+
+
 def to(batch, device):
     """The batch on `device`, its images normalised."""
     def move(part):

@@ -96,6 +96,9 @@ class Config:
                              'selects')
     eval_every: int = key(1, 'epochs between evaluations; the last epoch is always evaluated', low=1)
     log_every: int = key(50, 'steps between lines of the log', low=1)
+    panel_every: int = key(1000, 'steps between panels in TensorBoard: views, pseudo-labels, '
+                                 'predictions; also after the last step; 0: none', low=0)
+    panel_images: int = key(4, "most images of a panel, the first of a step's batch", low=1)
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,8 @@ class StrongViewsConfig(Config):
     cutmix_partner: str = key('other', "whose strong view CutMix pastes: the same image's under "
                                        "another draw, or another image's",
                               choices=('same', 'other'))
+    watch_truth: bool = key(False, 'with the panels, compare pseudo-labels with the masks that the '
+                                   'unlabeled list happens to name; they are never trained on')
 
 
 def load(path, overrides=None, assignments=()):
@@ -179,6 +184,10 @@ def complete(config_class, values, path):
         if items and len(items) != values['nclass']:
             raise UserError(f"{path}: {name} has {len(items)} entries but nclass = "
                             f"{values['nclass']}; make them agree")
+    if values.get('watch_truth') and values.get('panel_every') == 0:
+        raise UserError(f'{path}: watch_truth = true has no effect with panel_every = 0: truth is '
+                        'looked at when panels are drawn; set panel_every to at least 1, or leave '
+                        'watch_truth out')
     if not values.get('val_id_path'):
         values['val_id_path'] = f"splits/{values['dataset']}/val.txt"
     return config_class(**values)

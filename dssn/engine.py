@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from dssn import checkpoint, config, ema, methods, records
-from dssn.batch import to
+from dssn.batch import Batch, to
 from dssn.data.check import quick_check
 from dssn.data.identity import identify
 from dssn.data.lists import read_list
@@ -18,10 +18,11 @@ from dssn.logbook import Logbook
 from dssn.models import build_model
 from dssn.models.weights import load_backbone_weights, pretrained_file
 from dssn.optim import build_optimizer, set_lr
+from dssn.watching import Watch
 
 # Keys that a run may be resumed with other values of: they change no number of it.
 FREE_KEYS = ('workers', 'log_every', 'device', 'save_path', 'data_root', 'skip_check',
-             'eval_batch_size')
+             'eval_batch_size', 'panel_every', 'panel_images', 'watch_truth')
 
 
 def prepare_folder(path):
@@ -58,6 +59,7 @@ class Run:
         self.total_steps = cfg.epochs * self.loader.steps_per_epoch
         self.method = method(cfg)
         self.log = Logbook(cfg, world, self.total_steps)
+        self.watch = Watch(cfg, world, self.log, unlabeled)
         self.epoch, self.seconds = 0, 0.0
         self.best = {}  # {role: the highest mIoU so far, on select_on if there is such a list}
         self._build(warnings)
@@ -79,6 +81,7 @@ class Run:
         if not self.finished:
             self.log.open(config.dump(cfg), self.epoch, self.epoch * self.loader.steps_per_epoch,
                           identities(cfg, self.method.uses_unlabeled))
+            notes += self.watch.notes()
         for note in warnings + notes:
             self.log.say(note)
         if saved is not None and not self.finished:
@@ -133,6 +136,7 @@ class Run:
             lr = self.train_epoch()
             self.check()
             self.epoch += 1
+            self.watch.end_epoch(self.epoch)
             self.world.share_buffers(*self.networks().values())
             trained = time.time()
             result = selecting = {}
@@ -160,7 +164,7 @@ class Run:
         for step, batch in enumerate(self.loader.batches(self.epoch), first):
             lr = set_lr(optimizer, step, self.total_steps, cfg.lr, cfg.lr_multi)
             seed_step(cfg.seed, step, world.rank)
-            method.start_step(self.epoch, step, teacher)
+            method.start_step(self.epoch, step, teacher, self.watch.looks_at(step))
             x, u, v = to(batch, world.device)
             terms = method(student, teacher, x, u, v)
             loss = method.total(terms.losses)
@@ -170,6 +174,7 @@ class Run:
             if teacher is not None:
                 ema.update(teacher, unwrap(student), method.keep_rate)
             self.log.step(self.epoch, step, terms, loss, lr, images=len(x.weak) * (2 if u else 1))
+            self.watch.step(self.epoch, step, terms, Batch(x, u, v))
         return lr
 
     def check(self):

@@ -23,6 +23,7 @@ class Logbook:
         self.bar = self.text = self.board = None
         self.metrics = os.path.join(cfg.save_path, 'metrics.jsonl')
         self.lists = {}
+        self.history = []  # the records so far, of earlier starts too
         self._restart()
 
     def open(self, config_text, epoch, step, lists=None):
@@ -49,6 +50,21 @@ class Logbook:
         for role, known in self.lists.items():
             self.say(f'{role} list: {known.text}')
 
+    def is_due(self, step, every):
+        """Whether something that comes every so many steps, and after the last, follows `step`."""
+        return bool(every) and ((step + 1) % every == 0 or step + 1 == self.total_steps)
+
+    def scalars(self, values, step):
+        """{tag: number} for TensorBoard alone."""
+        if self.board:
+            for tag, value in values.items():
+                self.board.add_scalar(tag, value, step + 1)
+
+    def picture(self, tag, pixels, step):
+        """RGB pixels (H, W, 3) uint8 for TensorBoard."""
+        if self.board:
+            self.board.add_image(tag, pixels, step + 1, dataformats='HWC')
+
     def _open_text(self):
         self.text = open(os.path.join(self.cfg.save_path, 'train.log'), 'a', encoding='utf-8')
 
@@ -58,6 +74,7 @@ class Logbook:
             return
         kept = [record for record in records.read(self.metrics)
                 if record['epoch'] <= epoch and record['kind'] != 'summary']
+        self.history = kept
         with open(f'{self.metrics}.tmp', 'w', encoding='utf-8') as file:
             file.writelines(json.dumps(record) + '\n' for record in kept)
         os.replace(f'{self.metrics}.tmp', self.metrics)
@@ -65,6 +82,7 @@ class Logbook:
     def _record(self, record):
         with open(self.metrics, 'a', encoding='utf-8') as file:
             file.write(json.dumps(record) + '\n')
+        self.history.append(record)
 
     def say(self, message):
         """A line for the terminal and the text log."""
@@ -98,7 +116,7 @@ class Logbook:
         self.images += images
         if self.bar:
             self.bar.update()
-        if (step + 1) % self.cfg.log_every == 0 or step + 1 == self.total_steps:
+        if self.is_due(step, self.cfg.log_every):
             self._write(epoch, step, lr)
 
     def check(self):
@@ -116,8 +134,8 @@ class Logbook:
         seconds = max(time.time() - self.since, 1e-9)
         means['images_per_second'] = self.images * self.world.size / seconds
         if self.board:
-            for name, value in {**means, 'lr': lr}.items():
-                self.board.add_scalar(f'train/{name}', value, step + 1)
+            self.scalars({f'train/{name}': value for name, value in {**means, 'lr': lr}.items()},
+                         step)
             shown = ' '.join(f'{name} {value:.4g}' for name, value in means.items())
             self.say(f'epoch {epoch + 1}/{self.cfg.epochs} step {step + 1}/{self.total_steps} '
                      f'{shown} lr {lr:.3g}')
@@ -165,6 +183,10 @@ class Logbook:
         if selecting:
             self.say('mIoU on select_on: ' + ', '.join(
                 f'{role} {score.miou:.2f}' for role, score in selecting.items()))
+        for role in result:
+            warning = records.fall_text(self.history, role)
+            if warning:
+                self.say(warning)
 
     def summary(self):
         """Say best and last scores; the text log and metrics.jsonl end with them, once."""

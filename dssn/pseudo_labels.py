@@ -1,5 +1,14 @@
 """Which pseudo-labels to trust: each rule maps logits (N, C, H, W) to a bool mask (N, H, W)."""
+from typing import NamedTuple
+
 import torch
+
+
+class PseudoLabels(NamedTuple):
+    """What a branch of a method is taught: classes, and where they count."""
+    label: torch.Tensor     # (N, H, W) int64 in 0..C-1
+    selected: torch.Tensor  # (N, H, W) bool, the trusted pixels
+    valid: torch.Tensor     # (N, H, W) bool, False on padding
 
 
 @torch.no_grad()

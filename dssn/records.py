@@ -5,6 +5,7 @@ from dssn.errors import UserError
 
 ROLES = ('student', 'teacher')
 ABSENT = 'skip'  # training's rule for a class in neither truth nor prediction, see `scores`
+FALL_LENGTH, FALL_POINTS = 5, 1.0  # evaluations, points of mIoU: when a fall is worth a warning
 ABSENT_TEXT = {'skip': 'left out of the mean', 'zero': 'counted as 0'}
 
 
@@ -111,6 +112,46 @@ def entry(line, role):
     if 'select_on' in line:
         found['select_on'] = line['select_on'][role]
     return found
+
+
+def fall(scores):
+    """The peak that a network's scores have fallen from for a while, and now is the time to say so.
+
+    "For a while" is the last FALL_LENGTH evaluations, all more than FALL_POINTS below the first of
+    the highest. It is time at the first evaluation of which that holds: once, and again only where
+    scores have come back in between, near the peak or above it.
+
+    Args:
+        scores: [(epoch, mIoU in percent)] of all evaluations so far, in order.
+
+    Returns:
+        The peak, an item of `scores`; else None.
+    """
+    peak = max(scores, key=lambda item: item[1], default=None)
+    below = [score < peak[1] - FALL_POINTS for _, score in scores]
+    lasts = 0
+    while lasts < len(below) and below[-1 - lasts]:
+        lasts += 1
+    return peak if lasts == FALL_LENGTH else None
+
+
+def fall_text(records, role):
+    """The warning that a network's mIoU has fallen, or None; see `fall`.
+
+    Args:
+        records: of the run so far. Scores are those that select the best weights.
+    """
+    lines = [record for record in records if record['kind'] == 'evaluation']
+    scores = [(line['epoch'], line.get('select_on', line).get(role)) for line in lines]
+    scores = [(epoch, score) for epoch, score in scores if score is not None]
+    peak = fall(scores)
+    if peak is None:
+        return None
+    kept = {'student': 'best.pth', 'teacher': 't_best.pth'}[role]
+    where = 'select_on' if 'select_on' in lines[-1] else 'val'
+    return (f"warning: the {role}'s mIoU on {where} has been more than {FALL_POINTS:g} below its "
+            f'peak for {FALL_LENGTH} evaluations: {peak[1]:.2f} at epoch {peak[0]}, now '
+            f'{scores[-1][1]:.2f} at epoch {scores[-1][0]}; {kept} keeps the peak')
 
 
 def text(summary):

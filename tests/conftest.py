@@ -50,6 +50,16 @@ def one_process(monkeypatch):
             monkeypatch.delenv(name)
 
 
+@pytest.fixture(autouse=True)
+def event_files_in_order(monkeypatch):
+    """TensorBoard reads a folder's files by name: second, then the process's count of its files.
+
+    Two runs of a test may share a second; counting from 0, file 10 does not come before file 9.
+    """
+    from tensorboard.summary.writer import event_file_writer
+    monkeypatch.setattr(event_file_writer, '_global_uid', event_file_writer.AtomicCounter(0))
+
+
 @pytest.fixture
 def tiny_world(tmp_path):
     """Factory of `World`s; further keys go into the config file."""

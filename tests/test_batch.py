@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from dssn.batch import Batch, Labeled, Unlabeled, normalise, to
+from dssn.batch import Batch, Labeled, Unlabeled, denormalise, normalise, to
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -37,6 +37,11 @@ def test_normalise_by_the_statistics_of_imagenet():
     out = normalise(pixels)
     assert out.dtype == torch.float32 and torch.equal(pixels, before)
     assert (out - slow_normalise(pixels)).abs().max() <= 1e-6
+
+
+def test_denormalise_gives_every_value_back():
+    pixels = torch.arange(256, dtype=torch.uint8).repeat(3, 1).view(1, 3, 16, 16)
+    assert torch.equal(denormalise(normalise(pixels)), pixels)
 
 
 def test_to_normalises_images_and_leaves_the_rest():

@@ -229,6 +229,16 @@ def test_a_number_arrives_as_a_float(write, text, value):
     assert from_file == from_flag == value
 
 
+def test_truth_cannot_be_watched_without_panels(write):
+    path = write(SMALLEST + 'watch_truth: true\n')
+    assert config.load(path).watch_truth
+    for assignment in ('panel_every=0', 'method=supervised'):
+        with pytest.raises(UserError) as caught:
+            config.load(path if 'panel' in assignment else write(SMALLEST), None,
+                        [assignment] + ([] if 'panel' in assignment else ['watch_truth=true']))
+        assert 'watch_truth' in str(caught.value) and 'no effect' in str(caught.value)
+
+
 @pytest.mark.parametrize('line', [
     'epochs: true', 'epochs: 1.5', 'epochs: 3.0', 'epochs: "3"', 'epochs: [3]', 'epochs:',
     'pretrained: 1', 'pretrained: "true"', 'pretrained: maybe',
@@ -241,6 +251,7 @@ def test_a_number_arrives_as_a_float(write, text, value):
     'epochs: 0', 'batch_size: 0', 'batch_size: -2', 'crop_size: -3', 'lr: 0', 'lr: -0.1',
     'lr_multi: 0', 'seed: -1', 'workers: -1', 'beta: 1.0', 'beta: -0.1', 'conf_thresh: 1.5',
     'top: 0', 'top: 1.5', 'gate: -1', 'warm_up_epochs: -1', 'eval_every: 0', 'log_every: 0',
+    'panel_every: -1', 'panel_images: 0', 'watch_truth: 1',
     'multi_grid: true', 'num_aug: -1',
     'criterion: CELoss', 'criterion: {name: Focal}', 'criterion: {kwargs: {}}',
     'criterion: {name: CELoss, weight: 2}', 'criterion: {name: CELoss, kwargs: {thresh: 0.7}}',

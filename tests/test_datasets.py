@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from dssn.data import datasets
-from dssn.data.datasets import Draw, EvalSet, TrainSet
-from dssn.data.lists import check_files, read_list
+from dssn.data.datasets import PARTNER, UNLABELED, Draw, EvalSet, TrainSet, weak_truth
+from dssn.data.lists import Sample, check_files, read_list
 from dssn.errors import UserError
 
 
@@ -65,6 +65,70 @@ def test_supervised_rows_open_no_unlabeled_image(tiny_world, opened):
 def test_each_image_is_decoded_once(tiny_world, opened, partner, images):
     train_set(tiny_world())[Draw(0, 0, 5, partner, 0)]
     assert opened == ['images/labeled0.jpg', 'masks/labeled0.png'] + ['images/' + i for i in images]
+
+
+class Coloured:
+    """Images whose colour is their class, in lossless files, with a list that names some masks."""
+
+    def __init__(self, root, sizes, masked):
+        self.colours = np.array([(0, 60, 250), (255, 0, 10), (90, 240, 0)], np.uint8)
+        self.samples, rng = [], np.random.default_rng(3)
+        for i, (width, height) in enumerate(sizes):
+            mask = np.kron(rng.integers(0, 3, (3, 4)), np.ones((height // 3 + 1, width // 4 + 1)))
+            mask = mask[:height, :width].astype(np.uint8)
+            Image.fromarray(self.colours[mask]).save(str(root / 'i{}.png'.format(i)))
+            Image.fromarray(mask).save(str(root / 'm{}.png'.format(i)))
+            name = 'm{}.png'.format(i) if masked[i] else None
+            self.samples.append(Sample('i{}.png'.format(i), name, 'list line {}'.format(i + 1)))
+
+
+@pytest.mark.parametrize('crop', [33, 65])
+def test_truth_of_an_unlabeled_image_is_cut_as_its_weak_view(tiny_world, tmp_path, crop):
+    world = Coloured(tmp_path, [(60, 44), (31, 80), (50, 50)], [True, True, True])
+    cfg = tiny_world().load(data_root=str(tmp_path), crop_size=crop)
+    data = TrainSet(cfg, world.samples, world.samples)
+    clear, flipped = 0, set()
+    for number, (index, partner) in itertools.product(range(6), [(0, 1), (1, 2), (2, 2)]):
+        _, u, v = data[Draw(0, 0, index, partner, number)]
+        for view, position, role in ((u, index, UNLABELED), (v, partner, PARTNER)):
+            truth = weak_truth(cfg, world.samples, position, number, role)
+            assert truth.shape == (crop, crop) and truth.dtype == torch.int64
+            # The whole of the picture has a class, so what has none is padding.
+            assert torch.equal(truth == 255, ~view.valid)
+            pixels = view.weak.permute(1, 2, 0).numpy()
+            for c, colour in enumerate(world.colours):
+                pure = torch.from_numpy((pixels == colour).all(2)) & view.valid
+                assert bool((truth[pure] == c).all())
+                clear += int(pure.sum()) / int(view.valid.sum())
+        flipped.add(torch.equal(weak_truth(cfg, world.samples, index, number),
+                                weak_truth(cfg, world.samples, index, number, PARTNER)))
+    assert clear > 0.6 * 36 and False in flipped  # not blind: most pixels were compared
+
+
+def test_truth_where_the_list_names_no_mask(tiny_world, tmp_path):
+    world = Coloured(tmp_path, [(60, 44)], [False])
+    cfg = tiny_world().load(data_root=str(tmp_path))
+    truth = weak_truth(cfg, world.samples, 0, 0)
+    assert truth.shape == (33, 33) and bool((truth == 255).all())
+
+
+@pytest.mark.parametrize('bad, message', [
+    (np.zeros((44, 59), np.uint8), '59x44'), (np.full((44, 60), 9, np.uint8), 'value 9'),
+    (None, 'no file m0.png')])
+def test_truth_in_a_bad_mask_is_an_error(tiny_world, tmp_path, bad, message):
+    world = Coloured(tmp_path, [(60, 44)], [True])
+    os.remove(str(tmp_path / 'm0.png'))
+    if bad is not None:
+        Image.fromarray(bad).save(str(tmp_path / 'm0.png'))
+    with pytest.raises(UserError, match='list line 1.*' + message):
+        weak_truth(tiny_world().load(data_root=str(tmp_path)), world.samples, 0, 0)
+
+
+def test_truth_has_the_configs_ignored_value_as_255(tiny_world, tmp_path):
+    world = Coloured(tmp_path, [(60, 44)], [True])
+    Image.fromarray(np.full((44, 60), 77, np.uint8)).save(str(tmp_path / 'm0.png'))
+    cfg = tiny_world().load(data_root=str(tmp_path), ignore_index=77)
+    assert bool((weak_truth(cfg, world.samples, 0, 0) == 255).all())
 
 
 def test_masks_that_an_unlabeled_list_names_are_never_opened(tiny_world, opened):

@@ -190,6 +190,48 @@ def launch(script, *arguments, processes=2):
     assert done.returncode == 0, done.stdout
 
 
+CLASSES = '''
+import os, sys
+import torch
+from dssn import config, distributed
+from dssn.logbook import Logbook
+from dssn.methods import Terms
+from dssn.pseudo_labels import PseudoLabels
+from dssn.watching import Watch
+world = distributed.start('cpu')
+cfg = config.load(sys.argv[1])
+if world.is_main:
+    os.makedirs(cfg.save_path)
+log = Logbook(cfg, world, 100)
+log.open('', 0, 0)
+watch = Watch(cfg, world, log, [])
+label = torch.full((1, 4, 5), 2 * world.rank, dtype=torch.long)
+for epoch, rank in ((1, 1), (2, 1), (3, 0)):
+    # Class 0 on rank 0, class 2 on rank 1; one rank selects.
+    selected = torch.full((1, 4, 5), world.rank == rank, dtype=torch.bool)
+    terms = Terms({}, labels={'image1': PseudoLabels(label, selected, torch.ones_like(selected))})
+    watch.step(epoch - 1, epoch, terms, None)
+    watch.end_epoch(epoch)
+log.close()
+world.close()
+os._exit(0)  # how gloo ends is not what is looked at here
+'''
+
+
+def test_a_class_counts_as_selected_if_any_process_selects_it(tiny_world, tmp_path):
+    world = tiny_world()
+    script = tmp_path / 'program.py'
+    script.write_text(CLASSES)
+    launch(script, world.config_path)
+    with open(os.path.join(world.save_path, 'train.log')) as file:
+        first, second = [line for line in file if 'warning' in line]
+    for line, epoch, selected, not_selected in ((first, 1, 2, 0), (second, 3, 0, 2)):
+        assert 'epoch {}: 2 of 3 classes'.format(epoch) in line
+        assert 'never predicted: class 1;' in line
+        assert 'never selected: class {}'.format(not_selected) in line
+        assert 'class {}'.format(selected) not in line
+
+
 def test_two_processes_train_and_evaluate_as_one(tiny_world, tmp_path):
     selecting = str(tmp_path / 'select.txt')
     world = tiny_world(n_labeled=5, n_unlabeled=9, n_val=6, epochs=1, cutmix_partner='other',

@@ -331,6 +331,128 @@ def test_eval_every_leaves_out_evaluations_but_not_the_last(tiny_world):
     assert [line['epoch'] for line in metrics(world.save_path)] == [2, 3]
 
 
+# ---- watching
+
+def images(folder):
+    """{tag: [(step, width, height), ...]} of the pictures in TensorBoard."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(folder, size_guidance={'images': 0})
+    events.Reload()
+    return {tag: [(event.step, event.width, event.height) for event in events.Images(tag)]
+            for tag in events.Tags()['images']}
+
+
+def name_masks(world, lines, bad=()):
+    """Gives some lines of the unlabeled list (from 0) a mask; the `bad` ones are no masks."""
+    with open(world.unlabeled) as file:
+        names = [line.strip() for line in file]
+    for i in lines:
+        size = Image.open(os.path.join(world.root, names[i])).size
+        mask = Image.new('L', size, 200 if i in bad else i % 3)
+        mask.save(os.path.join(world.root, 'masks/hidden{}.png'.format(i)))
+        names[i] += ' masks/hidden{}.png'.format(i)
+    with open(world.unlabeled, 'w') as file:
+        file.writelines(name + '\n' for name in names)
+
+
+def test_watching_changes_no_number_and_opens_masks_only_if_told(tiny_world, monkeypatch):
+    from dssn.data import datasets
+    opened, real = [], datasets.open_mask
+
+    def open_mask(root, sample, *rest):
+        opened.append(sample.mask)
+        return real(root, sample, *rest)
+    monkeypatch.setattr(datasets, 'open_mask', open_mask)
+    world = tiny_world(cutmix_partner='other', gate=0.3, ratio=0.5, log_every=2)
+    name_masks(world, range(0, 9, 2))
+    folders = {}
+    for name, keys in (('off', dict(panel_every=0)), ('on', dict(panel_every=1, panel_images=1)),
+                       ('truth', dict(panel_every=3, watch_truth=True))):
+        del opened[:]
+        folders[name] = world.save_path + name
+        train(world.load(save_path=folders[name], **keys))
+        assert any('hidden' in mask for mask in opened) == (name == 'truth')
+    assert_same_run(folders['off'], folders['on'])
+    assert_same_run(folders['off'], folders['truth'])
+    shown = {name: images(folder) for name, folder in folders.items()}
+    assert shown['off'] == {}
+    assert [step for step, _, _ in shown['on']['panels/unlabeled']] == list(range(1, 9))
+    assert [step for step, _, _ in shown['truth']['panels/unlabeled']] == [3, 6, 8]
+    # A row an image; a column more with truth.
+    (_, width, height), (_, wider, taller) = [shown[name]['panels/unlabeled'][-1]
+                                              for name in ('on', 'truth')]
+    assert wider - width == 128 + 4 and taller - height == 128 + 4
+    tags = {name: set(scalars(folder)) for name, folder in folders.items()}
+    assert tags['off'] == tags['on'] <= tags['truth']
+    new = {tag.split('/')[2] for tag in tags['truth'] - tags['off']}
+    assert {'correct_all'} <= new <= {'correct_all', 'correct_selected', 'correct'}
+    for tag, values in scalars(folders['truth']).items():
+        assert 'pseudo' not in tag or all(0 <= value <= 1 for _, value in values)
+    assert [step for step, _ in scalars(folders['on'])['pseudo/feature/predicted/class 0']] == [
+        2, 4, 6, 8]
+
+
+def test_a_run_goes_on_with_other_panels(tiny_world):
+    world = tiny_world()
+    interrupted(world.load(), STEPS + 1)
+    train(world.load(panel_every=2, panel_images=1, watch_truth=True))
+    assert [step for step, _, _ in images(world.save_path)['panels/unlabeled']] == [6, 8]
+
+
+@pytest.mark.parametrize('size', [1, 2])
+def test_a_supervised_run_shows_its_labeled_images(tiny_world, size):
+    world = tiny_world(n_labeled=4, method='supervised', epochs=1, batch_size=size)
+    train(world.load())
+    last = 4 // size
+    assert images(world.save_path) == {
+        'panels/labeled': [(last, 3 * 128 + 2 * 4, 14 + size * 132 - 4)]}
+    assert not any(tag.startswith('pseudo/') for tag in scalars(world.save_path))
+
+
+def test_warm_up_shows_no_labels_of_the_image_level(tiny_world, capsys):
+    world = tiny_world(epochs=1, warm_up_epochs=1, panel_every=1, n_unlabeled=3, batch_size=1)
+    train(world.load())
+    assert len(images(world.save_path)['panels/unlabeled']) == 3
+    tags = set(scalars(world.save_path))
+    assert not any('pseudo/image' in tag for tag in tags) and 'train/agreement' not in tags
+    assert any('pseudo/feature/predicted' in tag for tag in tags)
+    assert 'warning: epoch' not in capsys.readouterr().out
+
+
+def test_bad_masks_of_unlabeled_images_are_named_once_and_harm_nothing(tiny_world, capsys):
+    world = tiny_world(panel_every=1, watch_truth=True, epochs=2, batch_size=3)
+    name_masks(world, [0, 1, 2], bad=[0, 2])
+    os.remove(os.path.join(world.root, 'masks/hidden1.png'))
+    train(world.load())
+    lines = [line for line in capsys.readouterr().out.splitlines() if 'watch_truth:' in line]
+    assert '3 of 9 lines' in lines[0]
+    assert [sum('line %d:' % n in line for line in lines) for n in (1, 2, 3, 4)] == [1, 1, 1, 0]
+    assert len(lines) == 4 and any('value 200' in line for line in lines)
+
+
+def test_a_list_without_masks_has_no_truth_to_watch(tiny_world, capsys):
+    world = tiny_world(panel_every=1, watch_truth=True, epochs=1)
+    train(world.load())
+    line, = [line for line in capsys.readouterr().out.splitlines() if 'watch_truth:' in line]
+    assert world.unlabeled in line and 'no truth' in line
+    assert not any('correct' in tag for tag in scalars(world.save_path))
+
+
+@pytest.mark.parametrize('selection, gate, words', [
+    ('class_max', 0.999999, 'but never selected: class 0, class 1, class 2'), ('none', 0.9, '')])
+def test_classes_without_labels_are_named_when_they_change(tiny_world, capsys, selection, gate,
+                                                           words):
+    world = tiny_world(epochs=3, selection=selection, gate=gate, lr=1e-9)
+    train(world.load())
+    lines = capsys.readouterr().out.splitlines()
+    lines = [line for line in lines if 'selected pseudo-label' in line]
+    if words:
+        # Nothing changes: said in the first epoch only.
+        assert 'epoch 1: 3 of 3 classes' in lines[0] and len(lines) == 1
+    else:
+        assert all('never selected' not in line for line in lines)
+
+
 # ---- selecting the best
 
 def scripted(monkeypatch, by_list):

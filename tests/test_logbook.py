@@ -142,6 +142,30 @@ def test_a_restart_keeps_what_was_done_before_it(book):
     assert [step for step, _ in shown['eval/student/mIoU']] == [4]
 
 
+def test_a_fall_is_said_once_though_the_run_was_resumed(book, capsys):
+    def evaluate(log, epochs, miou):
+        for epoch in epochs:
+            log.evaluation(epoch, epoch, {'student': SCORES._replace(miou=miou)}, NAMES, 0.1, 1.0)
+    evaluate(book, [1], 60.0)
+    evaluate(book, [2, 3, 4], 50.0)
+    book.close()
+    again = Logbook(book.cfg, World(), 6)
+    again.open('', 3, 3)  # stopped before the checkpoint of epoch 4
+    evaluate(again, [4, 5], 50.0)
+    assert 'warning' not in capsys.readouterr().out
+    evaluate(again, [6, 7], 50.0)
+    again.close()
+    line, = [line for line in capsys.readouterr().out.splitlines() if 'warning' in line]
+    for word in ("student's mIoU", '60.00 at epoch 1', 'now 50.00 at epoch 6'):
+        assert word in line
+
+
+@pytest.mark.parametrize('every, due', [(0, []), (1, [1, 2, 3, 4, 5, 6]), (4, [4, 6]), (3, [3, 6]),
+                                        (99, [6])])
+def test_what_comes_every_so_many_steps_comes_after_the_last_too(book, every, due):
+    assert [step + 1 for step in range(6) if book.is_due(step, every)] == due
+
+
 def test_time_that_was_not_training_is_left_out_of_the_speed(book, monkeypatch):
     from dssn import logbook
     clock = [book.since]

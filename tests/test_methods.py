@@ -113,6 +113,8 @@ def slow_terms(own, outputs, taught, x, u, v, cfg):
             valid = slow_paste(u.valid, v.valid, boxes)
             losses['image%d' % i] = slow_masked_cross_entropy(strong, label, selected, valid)
             shares['selected_image%d' % i] = slow_share(selected, valid)
+        agree = own[b:].argmax(1) == taught[0].argmax(1)
+        shares['agreement'] = slow_share(agree, u.valid)
     return losses, shares
 
 
@@ -290,6 +292,33 @@ def test_selection_follows_the_mixing():
         assert found != pytest.approx(slow_share(before, valid), abs=1e-3)
 
 
+@pytest.mark.parametrize('watched', [True, False])
+@pytest.mark.parametrize('epoch', [0, 1])
+def test_what_there_is_to_watch(epoch, watched):
+    student, teacher, cfg = Recorder(1), ema.make_teacher(Recorder(2)), config(warm_up_epochs=1)
+    x, u, v = random_batch(2, 7, 9)
+    method = DSSN(cfg)
+    method.start_step(epoch, 9, teacher, watched)
+    terms = method(student, teacher, x, u, v)
+    outputs = slow_student(copy.deepcopy(student), x, u, v)
+    weak = outputs[0][2:].detach()
+    expected = {'feature': slow_labels(weak, cfg) + (u.valid,)}
+    if epoch == 1:
+        taught = teacher(u.weak), teacher(v.weak)
+        for i, boxes in ((1, u.box1), (2, u.box2)):
+            expected['image%d' % i] = slow_labels(slow_paste(*taught, boxes), cfg) + (
+                slow_paste(u.valid, v.valid, boxes),)
+    assert set(terms.labels) == set(expected)
+    for branch, parts in expected.items():
+        assert all(torch.equal(a, b) for a, b in zip(terms.labels[branch], parts)), branch
+    views = {'weak': weak, 'strong1': outputs[3], 'strong2': outputs[4]} if watched else {}
+    assert set(terms.predictions) == set(views)
+    for name, logits in views.items():
+        assert torch.equal(terms.predictions[name], logits.argmax(1)), name
+    # What is watched holds on to no graph.
+    assert not any(t.requires_grad for t in terms.predictions.values())
+
+
 def test_step_without_partners_boxes_mixes_nothing():
     student, teacher = Recorder(1), ema.make_teacher(Recorder(2))
     x, u, v = random_batch(2, 7, 9)
@@ -463,7 +492,8 @@ def test_step_that_selects_nothing(changes, all_padding):
     terms = method(student, teacher, x, u, v)
     for name in ('image1', 'image2', 'feature1', 'feature2'):
         assert terms.losses[name].item() == 0
-    assert all(value.item() == 0 for value in terms.shares.values())
+    assert all(value.item() == 0 for name, value in terms.shares.items() if name != 'agreement')
+    assert not any((labels.selected & labels.valid).any() for labels in terms.labels.values())
     # The contrast needs neither labels nor validity.
     assert terms.losses['contrast_image'].item() > 0 < terms.losses['contrast_feature'].item()
     finite(student, terms.losses)
@@ -483,6 +513,11 @@ def test_supervised_is_the_labeled_loss_alone(criterion):
     assert method.total(terms.losses).item() == pytest.approx(expected, rel=1e-9)
     assert len(student.calls) == 1 and torch.equal(student.calls[0][0], x.weak)
     assert not Supervised.uses_unlabeled and not Supervised.uses_teacher
+    assert terms[1:] == ({}, {}, {})
+    method.start_step(0, 1, None, True)
+    found = method(student, None, x, None, None).predictions
+    assert list(found) == ['labeled']
+    assert torch.equal(found['labeled'], Recorder(1)(x.weak).argmax(1))
 
 
 # ---- the folder of methods

@@ -1,4 +1,6 @@
 """metrics.jsonl: read back line by line, and summed up."""
+import itertools
+
 import pytest
 
 from dssn import records
@@ -67,6 +69,61 @@ def test_best_is_the_first_of_the_highest():
     assert summary['last'] == {'student': {'miou': 50.0, 'epoch': 8},
                                'teacher': {'miou': 9.0, 'epoch': 8}}
     assert (summary['kind'], summary['evaluations'], summary['iteration']) == ('summary', 4, 80)
+
+
+def slow_fall(scores):
+    """As the rule reads: the last five all more than a point below the peak, for the first time."""
+    def holds(known):
+        if not known:
+            return None
+        top = max(score for _, score in known)
+        peak = [item for item in known if item[1] == top][0]
+        last = known[-5:]
+        return peak if len(last) == 5 and all(score < top - 1 for _, score in last) else None
+    return holds(scores) if holds(scores[:-1]) is None else None
+
+
+def numbered(*values):
+    return [(2 * i, float(value)) for i, value in enumerate(values, 1)]
+
+
+@pytest.mark.parametrize('values, peak', [
+    ((), None), ((50,), None), ((10, 20, 30, 40, 50, 60), None),
+    ((60, 58, 58, 58, 58, 58), (2, 60.0)), ((60, 58, 58, 58, 58), None),
+    ((60, 58, 58, 58, 58, 58, 57), None),          # said one evaluation ago
+    ((60, 59, 59, 59, 59, 59), None),              # no more than a point
+    ((60, 58, 58, 59.5, 58, 58, 58), None),        # came back in between
+    ((60, 50, 50, 50, 50, 50, 59.5, 50, 50, 50, 50, 50), (2, 60.0)),
+    ((40, 60, 60, 50, 50, 50, 50, 50), (4, 60.0)),  # the first of the highest
+    ((60, 50, 50, 50, 50, 50, 70, 60, 60, 60, 60, 60), (14, 70.0)),
+])
+def test_a_fall_is_said_once(values, peak):
+    assert records.fall(numbered(*values)) == peak
+
+
+@pytest.mark.parametrize('length', range(9))
+def test_falls_of_every_short_run(length):
+    for values in itertools.product([50, 55.5, 56], repeat=length):
+        assert records.fall(numbered(*values)) == slow_fall(numbered(*values))
+
+
+def test_the_text_of_a_fall():
+    lines = [line(2 * i, 40.0, t) for i, t in enumerate([55.0, 56.25, 50, 50, 50, 50, 49.5], 1)]
+    assert records.fall_text(lines, 'student') is None
+    text = records.fall_text(lines + [{'kind': 'summary', 'epoch': 14}], 'teacher')
+    for word in ('warning', 'teacher', 'on val', '56.25 at epoch 4', '49.50 at epoch 14',
+                 't_best.pth', '5 evaluations'):
+        assert word in text
+    assert '\n' not in text and records.fall_text(lines[:-1], 'teacher') is None
+    assert records.fall_text([], 'teacher') is None
+    assert records.fall_text([line(1, 40.0)], 'teacher') is None
+
+
+def test_a_fall_is_of_the_scores_that_select():
+    lines = [line(i, 80.0, select_on={'student': s}) for i, s in enumerate([9, 7, 7, 7, 7, 7.5], 1)]
+    text = records.fall_text(lines, 'student')
+    assert 'on select_on' in text and '9.00 at epoch 1' in text and '7.50 at epoch 6' in text
+    assert ' best.pth' in text
 
 
 def test_another_list_selects():

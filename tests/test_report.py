@@ -120,7 +120,8 @@ def test_the_best_is_the_one_that_was_selected(make, capsys):
 
 
 def test_what_changes_no_number_does_not_part_runs(make, capsys):
-    folders = [make('a', [40.0], data_root='/x', workers=0, log_every=7, device='cpu'),
+    folders = [make('a', [40.0], data_root='/x', workers=0, log_every=7, device='cpu', panel_every=3,
+                    panel_images=1, watch_truth=True),
                make('b', [50.0], data_root='/y', workers=3, seed=1, skip_check=True,
                     colours=[[0, 0, 0], [1, 1, 1], [2, 2, 2]], labeled_id_path='elsewhere/l.txt')]
     (row,), _ = report(capsys, *folders)

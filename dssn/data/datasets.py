@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import Dataset
 
 from dssn.batch import Batch, Labeled, Unlabeled
-from dssn.data.files import open_image, open_mask
+from dssn.data.files import image_size, open_image, open_mask
 from dssn.data.views import NO_BOX, base_view, cutmix_box, generator, strong_view
 from dssn.errors import UserError
 
@@ -76,6 +76,29 @@ class TrainSet(Dataset):
 
     def rng(self, draw, index, view):
         return generator(self.cfg.seed, draw.unlabeled_pass, index, view)
+
+
+def weak_truth(cfg, samples, index, number, role=UNLABELED):
+    """The mask of an unlabeled image, cut as its weak view was. For watching, never for training.
+
+    Args:
+        samples: the unlabeled list's. index: position in it. number: the pass over the list.
+        role: UNLABELED, or PARTNER for the view that the image has as a CutMix partner.
+
+    Returns:
+        (H, W) int64, 255 = no class; all of it where the list names no mask.
+
+    Raises:
+        UserError: the mask is missing or bad.
+    """
+    sample = samples[index]
+    if sample.mask is None:
+        return torch.full((cfg.crop_size, cfg.crop_size), 255, dtype=torch.long)
+    size = image_size(cfg.data_root, sample)
+    mask = open_mask(cfg.data_root, sample, cfg.nclass, size, cfg.ignore_index)
+    # The draws depend on an image's size alone, so the mask can stand for its image.
+    _, mask = base_view(mask, mask, cfg.crop_size, generator(cfg.seed, number, index, role + BASE))
+    return label_tensor(mask)
 
 
 class EvalSet(Dataset):

@@ -4,8 +4,10 @@ A module in this folder that defines a class with `name`, `Config` (its keys), `
 `uses_teacher` is a method; it needs no other registration. Methods share one interface:
 
     method = Method(cfg)
-    method.start_step(epoch, step, teacher)      set what depends on the time
-    terms = method(student, teacher, x, u, v)    named scalar losses, and shares for the log
+    method.start_step(epoch, step, teacher, watched)
+                                                 set what depends on the time, and whether the
+                                                 predictions of this step will be looked at
+    terms = method(student, teacher, x, u, v)    named scalar losses, and what there is to watch
     loss = method.total(terms.losses)            the weighted sum, with the paper's coefficients
     method.keep_rate                             the EMA's alpha after the step, with a teacher
 """
@@ -17,12 +19,20 @@ from typing import Dict, NamedTuple
 import torch
 
 from dssn.errors import UserError
+from dssn.pseudo_labels import PseudoLabels
 
 
 class Terms(NamedTuple):
-    """What a method computes in one step."""
-    losses: Dict[str, torch.Tensor]  # named scalars with gradient, summed by `total`
-    shares: Dict[str, torch.Tensor]  # named scalars without gradient, for the log only
+    """What a method computes in one step. All but the losses is without gradient and optional.
+
+    Branches are called `feature`, `image1`, `image2`: the weak view's features, the mixed strong
+    views. Predictions are the student's, of the views `weak`, `strong1`, `strong2` of `u` and
+    `labeled` of `x`.
+    """
+    losses: Dict[str, torch.Tensor]             # named scalars with gradient, summed by `total`
+    shares: Dict[str, torch.Tensor] = {}        # named scalars, for the log
+    labels: Dict[str, PseudoLabels] = {}        # by branch, (B, H, W) each
+    predictions: Dict[str, torch.Tensor] = {}   # by view, classes (B, H, W); if watched
 
 
 def all_methods():

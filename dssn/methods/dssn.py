@@ -13,7 +13,7 @@ from dssn.config import StrongViewsConfig, key
 from dssn.losses import build_labeled_loss, masked_cross_entropy, pixel_contrast
 from dssn.methods import Terms
 from dssn.mixing import box_mask, paste
-from dssn.pseudo_labels import build_selection
+from dssn.pseudo_labels import PseudoLabels, build_selection
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,11 @@ class DSSN:
         self.cfg = cfg
         self.labeled_loss = build_labeled_loss(cfg.criterion)
         self.select = build_selection(cfg)
-        self.warming_up = True
+        self.warming_up, self.watched = True, False
 
-    def start_step(self, epoch, step, teacher):
+    def start_step(self, epoch, step, teacher, watched=False):
         """Set what depends on the time: warm-up (by epoch, or the first step) and teacher's BN."""
+        self.watched = watched
         self.warming_up = step == 0 or epoch < self.cfg.warm_up_epochs
         # In the release the teacher leaves training mode when it is first evaluated.
         teacher.train(epoch == 0 and self.cfg.teacher_bn == 'batch_first_epoch')
@@ -68,26 +69,31 @@ class DSSN:
         s1, s2 = student(torch.cat([paste(u.strong1, v.strong1, inside1),
                                     paste(u.strong2, v.strong2, inside2)])).chunk(2)
 
-        own = clean[n:].detach()                                               # (B, C, H, W)
-        own_label, own_selected = own.argmax(1), self.select(own)              # (B, H, W) both
+        logits = clean[n:].detach()                                            # (B, C, H, W)
+        own = PseudoLabels(logits.argmax(1), self.select(logits), u.valid)     # (B, H, W) each
         losses = {
             'supervised': self.labeled_loss(clean[:n], x.label),
-            'feature1': masked_cross_entropy(fp1[n:], own_label, own_selected, u.valid),
-            'feature2': masked_cross_entropy(fp2[n:], own_label, own_selected, u.valid),
+            'feature1': masked_cross_entropy(fp1[n:], *own),
+            'feature2': masked_cross_entropy(fp2[n:], *own),
             'contrast_image': pixel_contrast(s1, s2),
             'contrast_feature': pixel_contrast(fp1[n:], fp2[n:]),
         }
-        shares = {'selected_feature': share(own_selected, u.valid)}
+        labels = {'feature': own}
+        shares = {'selected_feature': share(own.selected, u.valid)}
         if not self.warming_up:
             weak, partner = predict_weak(teacher, u, v)                        # (B, C, H, W) each
+            weak_label, partner_label = weak.argmax(1), partner.argmax(1)      # (B, H, W) each
             for i, strong, inside in ((1, s1, inside1), (2, s2, inside2)):
-                logits = paste(weak, partner, inside)
-                valid = paste(u.valid, v.valid, inside)
-                selected = self.select(logits)
-                losses[f'image{i}'] = masked_cross_entropy(
-                    strong, logits.argmax(1), selected, valid)
-                shares[f'selected_image{i}'] = share(selected, valid)
-        return Terms(losses, shares)
+                taught = PseudoLabels(paste(weak_label, partner_label, inside),
+                                      self.select(paste(weak, partner, inside)),
+                                      paste(u.valid, v.valid, inside))
+                losses[f'image{i}'] = masked_cross_entropy(strong, *taught)
+                labels[f'image{i}'] = taught
+                shares[f'selected_image{i}'] = share(taught.selected, taught.valid)
+            shares['agreement'] = share(own.label == weak_label, u.valid)
+        predictions = {'weak': own.label, 'strong1': s1.argmax(1), 'strong2': s2.argmax(1)} \
+            if self.watched else {}
+        return Terms(losses, shares, labels, predictions)
 
     def total(self, losses):
         """The paper's sum; while warming up there are no image1 and image2."""
@@ -111,5 +117,5 @@ def predict_weak(teacher, u, v):
 
 
 def share(selected, valid):
-    """Share of the valid pixels that are selected; 0 if none is valid."""
+    """Share of the valid pixels (B, H, W) that are selected; 0 if none is valid."""
     return (selected & valid).sum() / valid.sum().clamp(min=1).float()

@@ -13,13 +13,16 @@ class Supervised:
 
     def __init__(self, cfg):
         self.labeled_loss = build_labeled_loss(cfg.criterion)
+        self.watched = False
 
-    def start_step(self, epoch, step, teacher):
-        """Nothing changes during training."""
+    def start_step(self, epoch, step, teacher, watched=False):
+        """The objective stays the same during training."""
+        self.watched = watched
 
     def __call__(self, student, teacher, x, u, v):
         logits = student(x.weak)                                    # (B, C, H, W)
-        return Terms({'supervised': self.labeled_loss(logits, x.label)}, {})
+        predictions = {'labeled': logits.argmax(1)} if self.watched else {}
+        return Terms({'supervised': self.labeled_loss(logits, x.label)}, predictions=predictions)
 
     def total(self, losses):
         return losses['supervised']
