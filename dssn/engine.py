@@ -91,7 +91,6 @@ class Run:
         if not self.finished:
             self.log.open(config.dump(cfg), self.epoch, self.epoch * self.loader.steps_per_epoch,
                           identities(cfg, self.method.uses_unlabeled))
-        if not self.finished:
             notes += self.watch.notes()
         for note in warnings + notes:
             self.log.say(note)

@@ -72,8 +72,9 @@ class Logbook:
         """Drop the evaluations after `epoch`, a summary and a last line that was cut off."""
         if not os.path.exists(self.metrics):
             return
-        kept = self.history = [record for record in records.read(self.metrics)
+        kept = [record for record in records.read(self.metrics)
                 if record['epoch'] <= epoch and record['kind'] != 'summary']
+        self.history = kept
         with open(f'{self.metrics}.tmp', 'w', encoding='utf-8') as file:
             file.writelines(json.dumps(record) + '\n' for record in kept)
         os.replace(f'{self.metrics}.tmp', self.metrics)
