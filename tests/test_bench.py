@@ -1,17 +1,20 @@
 """Benchmarks: that both ways are timed alike and do the same; never how long they take."""
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
-from dssn.bench import evaluation, timing
+from dssn.bench import evaluation, memory, step, timing
 from dssn.bench.__main__ import main
 from dssn.data.lists import read_list
 from dssn.distributed import World
 from dssn.errors import UserError
 from dssn.models import build_model
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def test_ways_take_turns_and_the_first_round_is_not_counted(monkeypatch):
@@ -79,3 +82,83 @@ def test_unlike_scores_are_said(tiny_world, monkeypatch, capsys):
     assert main(['eval', '--config', tiny_world(workers=0).config_path, '--images', '1', '--size',
                  '40', '30', '--rounds', '1']) == 1
     assert 'UNLIKE' in capsys.readouterr().out
+
+
+# ---- step
+
+@pytest.mark.parametrize('method', ['DSSN', 'supervised'])
+def test_bench_step(tiny_world, tmp_path, capsys, method):
+    world, path = tiny_world(method=method), str(tmp_path / 'result.json')
+    compare = ['lean=true'] if method == 'DSSN' else ['channels_last=true']
+    assert main(['step', '--config', world.config_path, '--rounds', '2', '--json', path,
+                 '--compare'] + compare) == 0
+    out = capsys.readouterr().out
+    assert 'step / floor: ' in out and 'compared / step: ' in out and compare[0] in out
+    with open(path) as file:
+        result = json.load(file)
+    assert {len(values) for values in result['seconds'].values()} == {2}
+    parts = result['parts']
+    assert set(parts) == set(step.PARTS)
+    used = set(step.PARTS) - ({'teacher forward', 'EMA'} if method == 'supervised' else set())
+    assert all(parts[part] > 0 for part in used)
+    assert all(parts[part] == 0 for part in set(parts) - used)
+    assert result['peak_memory_mib'] > result['step_memory_mib'] > 0
+
+
+@pytest.mark.parametrize('lean', [False, True])
+def test_the_floor_makes_the_passes_of_a_step_and_changes_no_weight(tiny_world, lean):
+    subject = step.Subject(tiny_world().load(batch_size=2, lean=lean), World())
+    calls = [(network is subject.student, tuple(args[0].shape[:1]), kwargs.get('perturb', 0), grad)
+             for network, args, kwargs, grad in subject.calls]
+    # Labeled and unlabeled with views, the strong views, and both weak views of the teacher.
+    assert calls == [(True, (4,), 2, True), (True, (4,), 0, True), (False, (4,), 0, False)]
+    before = {name: p.clone() for name, p in subject.student.named_parameters()}
+    subject.floor()
+    for name, parameter in subject.student.named_parameters():
+        assert torch.equal(parameter, before[name]) and parameter.grad is None
+    subject.step()
+    assert not torch.equal(subject.student.classifier.weight, before['classifier.weight'])
+
+
+def test_a_random_batch_is_what_the_loader_gives(tiny_world):
+    from dssn.data.lists import read_list
+    from dssn.data.loaders import TrainLoader
+    cfg = tiny_world().load(workers=0)
+    real = next(iter(TrainLoader(cfg, read_list(cfg.labeled_id_path),
+                                 read_list(cfg.unlabeled_id_path, False)).batches(0)))
+    for part, found in zip(real, step.random_batch(cfg, True)):
+        for name, tensor in part._asdict().items():
+            assert getattr(found, name).shape == tensor.shape, name
+            assert getattr(found, name).dtype == tensor.dtype, name
+
+
+# ---- memory
+
+def test_every_option_alone_and_all_together(tiny_world):
+    cfg = tiny_world().load(batch_size=4)
+    if torch.cuda.is_available():
+        pytest.skip('a GPU has one option more')
+    assert memory.options(cfg) == [
+        [], ['checkpoint_backbone=true'], ['lean=true'], ['accumulate=4'],
+        ['checkpoint_backbone=true', 'lean=true', 'accumulate=4']]
+    assert ['lean=true'] not in memory.options(tiny_world(method='supervised').load())
+
+
+def test_bench_memory_is_a_table_of_processes(tiny_world, monkeypatch, tmp_path, capsys):
+    world, path = tiny_world(batch_size=1), str(tmp_path / 'result.json')
+    monkeypatch.setattr(memory, 'options', lambda cfg: [[], ['lean=true']])
+    monkeypatch.chdir(ROOT)
+    assert main(['memory', '--config', world.config_path, '--rounds', '1', '--json', path]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert '| plain |' in lines[-2] and '| lean=true |' in lines[-1]
+    with open(path) as file:
+        plain, lean = json.load(file)['lines']
+    assert plain['keys'] == [] and lean['keys'] == ['lean=true']
+    assert plain['step_memory_mib'] > 0 and lean['seconds'] > 0
+
+
+def test_a_process_that_fails_is_named(tiny_world, monkeypatch, capsys):
+    monkeypatch.setattr(memory, 'options', lambda cfg: [['crop_size=none']])
+    monkeypatch.chdir(ROOT)
+    assert main(['memory', '--config', tiny_world().config_path]) == 1
+    assert 'crop_size=none: the process ended with 1' in capsys.readouterr().err

@@ -41,6 +41,8 @@ the one before. Loading is left out: see `bench loader`.
                         help='time a second step that has these keys too')
     parser.add_argument('--rounds', type=positive_number, default=10,
                         help='times that the steps and the floor take turns (default: %(default)s)')
+    parser.add_argument('--bare', action='store_true',
+                        help='time nothing but the step, so that peak memory is its alone')
     parser.add_argument('--json', metavar='FILE', help='write the result for programs')
 
 
@@ -49,20 +51,23 @@ def run(args):
     with distributed.start(cfg.device) as world:
         before = resident()
         first = Subject(cfg, world)
-        ways = {'step': first.step, 'floor': first.floor}
+        ways = {'step': first.step}
+        if not args.bare:
+            ways['floor'] = first.floor
         if args.compare:
             changed = config.load(args.config, None, args.assignments + args.compare)
             second = Subject(changed, world)
             ways['compared'] = second.step
         seconds = interleaved(ways, args.rounds, world.device)
-        parts = first.parts(args.rounds)
+        parts = {} if args.bare else first.parts(args.rounds)
         peak = peak_memory(world.device)
         found = {
             'machine': machine(world.device), 'config': config.to_dict(cfg), 'seconds': seconds,
-            'step_over_floor': ratio(seconds, 'step', 'floor'), 'parts': parts,
-            'peak_memory_mib': peak,
+            'parts': parts, 'peak_memory_mib': peak,
             'step_memory_mib': peak if world.device.type == 'cuda' else round(peak - before, 1),
         }
+    if not args.bare:
+        found['step_over_floor'] = ratio(seconds, 'step', 'floor')
     if args.compare:
         found.update(compared=args.compare,
                      compared_over_step=ratio(seconds, 'compared', 'step'))
@@ -100,7 +105,7 @@ class Subject:
                                   build_optimizer(self.student, cfg.lr, cfg.lr_multi), cfg.lr,
                                   STEPS)
         self.log = Logbook(cfg, world, STEPS)
-        self.watch = Watch(cfg, world, self.log, [])
+        self.watch = Watch(cfg, world, self.log, [] if method.uses_unlabeled else None)
         self.student.train()
         self.calls = self.record()
 
@@ -240,7 +245,8 @@ def report(cfg, found):
     for name, values in found['seconds'].items():
         extra = f' with {" ".join(found["compared"])}' if name == 'compared' else ''
         print(f'{name:<16} {statistics.median(values):8.3f} s{extra}')
-    print(f"step / floor: {found['step_over_floor']:.3f}")
+    if 'step_over_floor' in found:
+        print(f"step / floor: {found['step_over_floor']:.3f}")
     if 'compared' in found:
         print(f"compared / step: {found['compared_over_step']:.3f}")
     images = cfg.batch_size / statistics.median(found['seconds']['step'])
