@@ -2,6 +2,7 @@
 
 A world of size 1 needs no process group: every function here is then the identity it should be.
 """
+import gc
 import os
 import re
 import subprocess
@@ -63,9 +64,15 @@ class World:
             self.close()
 
     def close(self):
-        """Wait for all ranks, and leave the group. Gloo's ends with the process: on PyTorch 2.0
-        destroying it hangs now and then, even when all ranks do it at once."""
+        """Wait for all ranks, and leave the group, when nobody holds a wrapped network any more.
+
+        Gloo's ends with the process: on PyTorch 2.0 destroying it hangs now and then, even when
+        all ranks do it at once.
+        """
         if self.size > 1:
+            # A DistributedDataParallel that is left for the interpreter's end may abort it there
+            # (PyTorch 2.14: its threads are still running).
+            gc.collect()
             dist.all_reduce(torch.zeros(1, device=self.device))
             if dist.get_backend() != 'gloo':
                 dist.destroy_process_group()

@@ -149,14 +149,14 @@ PROGRAM = '''
 import json, os, sys
 import torch
 torch.set_num_threads(1)
-from dssn import checkpoint, config, distributed, engine
+from dssn import checkpoint, config, distributed, engine, update
 folder, path = sys.argv[1], sys.argv[2]
 world = distributed.start('cpu')
-seen, real = [], engine.to
+seen, real = [], update.to
 def to(batch, device):
     seen.append([part.index.tolist() for part in batch])
     return real(batch, device)
-engine.to = to
+update.to = to
 run = engine.Run(config.load(path), world)
 kinds = type(run.student).__name__, type(run.teacher).__name__
 before = world.sum(torch.tensor([float(world.rank + 1)])).item()
@@ -167,6 +167,7 @@ torch.save({'student': checkpoint.weights(distributed.unwrap(run.student)),
            os.path.join(folder, 'rank%d.pth' % world.rank))
 with open(os.path.join(folder, 'rank%d.json' % world.rank), 'w') as file:
     json.dump({'seen': seen, 'best': run.best, 'kinds': kinds, 'sum': before}, file)
+del run
 world.close()
 '''
 
