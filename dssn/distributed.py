@@ -66,15 +66,14 @@ class World:
     def close(self):
         """Wait for all ranks, and leave the group, when nobody holds a wrapped network any more.
 
-        Gloo's ends with the process: on PyTorch 2.0 destroying it hangs now and then, even when
-        all ranks do it at once.
+        Threads that are left for the interpreter's end may abort it there (seen on PyTorch 2.14),
+        those of a DistributedDataParallel too. On PyTorch 2.0 it is leaving gloo's group that
+        hangs now and then, even when all ranks do it at once: there it ends with the process.
         """
         if self.size > 1:
-            # A DistributedDataParallel that is left for the interpreter's end may abort it there
-            # (PyTorch 2.14: its threads are still running).
             gc.collect()
             dist.all_reduce(torch.zeros(1, device=self.device))
-            if dist.get_backend() != 'gloo':
+            if dist.get_backend() != 'gloo' or not torch.__version__.startswith(('1.', '2.0.')):
                 dist.destroy_process_group()
 
 
