@@ -203,7 +203,9 @@ def write_json(args, cfg, names, absent, result, seconds):
 
 if __name__ == '__main__':
     try:
-        sys.exit(main())
+        status = main()
+        from dssn import distributed
+        distributed.exit(status)
     except UserError as error:
         sys.exit(f'eval.py: error: {error}')
     except KeyboardInterrupt:

@@ -52,19 +52,14 @@ def main(argv=None):
         describe(cfg)
         return
     from dssn import distributed
+    from dssn.engine import Run
     if not cfg.save_path:
         raise UserError('no folder for the run: give --save-path')
     with distributed.start(cfg.device, args.local_rank, args.port) as world:
-        train(cfg, world)
-
-
-def train(cfg, world):
-    """Train in a function of its own: the run's networks are gone when it ends."""
-    from dssn.engine import Run
-    run = Run(cfg, world)
-    if not run.finished:
-        run.log.say(config.dump(cfg).rstrip())
-    run.fit()
+        run = Run(cfg, world)
+        if not run.finished:
+            run.log.say(config.dump(cfg).rstrip())
+        run.fit()
 
 
 def describe(cfg):
@@ -78,6 +73,8 @@ def describe(cfg):
 if __name__ == '__main__':
     try:
         main()
+        from dssn import distributed
+        distributed.exit()
     except UserError as error:
         sys.exit(f'train.py: error: {error}')
     except KeyboardInterrupt:

@@ -2,10 +2,11 @@
 
 A world of size 1 needs no process group: every function here is then the identity it should be.
 """
-import gc
+import atexit
 import os
 import re
 import subprocess
+import sys
 
 import torch
 import torch.distributed as dist
@@ -64,16 +65,11 @@ class World:
             self.close()
 
     def close(self):
-        """Wait for all ranks, and leave the group, when nobody holds a wrapped network any more.
-
-        Threads that are left for the interpreter's end may abort it there (seen on PyTorch 2.14),
-        those of a DistributedDataParallel too. On PyTorch 2.0 it is leaving gloo's group that
-        hangs now and then, even when all ranks do it at once: there it ends with the process.
-        """
+        """Wait for all ranks, and leave the group. Gloo's ends with the process, see `exit`: on
+        PyTorch 2.0 destroying it hangs now and then, even when all ranks do it at once."""
         if self.size > 1:
-            gc.collect()
             dist.all_reduce(torch.zeros(1, device=self.device))
-            if dist.get_backend() != 'gloo' or not torch.__version__.startswith(('1.', '2.0.')):
+            if dist.get_backend() != 'gloo':
                 dist.destroy_process_group()
 
 
@@ -132,6 +128,20 @@ def _first_host(nodelist):
         pass  # no scontrol in a container: read the list ourselves
     first = re.match(r'(?:\[[^\]]*\]|[^,\[])*', nodelist).group()
     return re.sub(r'\[(\d+)[^\]]*\]', r'\1', first) or '127.0.0.1'
+
+
+def exit(status=0):
+    """End the process with an exit status, as sys.exit does.
+
+    Where gloo's group is still there the interpreter is not taken down: its threads abort that now
+    and then, after all work is done (seen on PyTorch 2.14, with and without leaving the group).
+    """
+    if dist.is_available() and dist.is_initialized():
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status or 0)
+    sys.exit(status)
 
 
 def unwrap(model):

@@ -143,6 +143,12 @@ def test_a_process_without_a_gpu_of_its_own_is_an_error(monkeypatch):
         distributed.start('cuda')
 
 
+def test_exit_of_a_world_of_one():
+    with pytest.raises(SystemExit) as ended:
+        distributed.exit(3)
+    assert ended.value.code == 3
+
+
 # ---- two processes
 
 PROGRAM = '''
@@ -167,8 +173,8 @@ torch.save({'student': checkpoint.weights(distributed.unwrap(run.student)),
            os.path.join(folder, 'rank%d.pth' % world.rank))
 with open(os.path.join(folder, 'rank%d.json' % world.rank), 'w') as file:
     json.dump({'seen': seen, 'best': run.best, 'kinds': kinds, 'sum': before}, file)
-del run
 world.close()
+distributed.exit()
 '''
 
 
@@ -215,7 +221,7 @@ for epoch, rank in ((1, 1), (2, 1), (3, 0)):
     watch.end_epoch(epoch)
 log.close()
 world.close()
-os._exit(0)  # how gloo ends is not what is looked at here
+distributed.exit()
 '''
 
 
@@ -280,6 +286,22 @@ def test_two_processes_train_and_evaluate_as_one(tiny_world, tmp_path):
             assert got == pytest.approx(alone.miou, abs=1e-9)
     with open(os.path.join(world.save_path, 'metrics.jsonl')) as file:
         assert [json.loads(line)['kind'] for line in file] == ['evaluation', 'summary']
+
+
+@pytest.mark.parametrize('status', [0, 7])
+def test_exit_runs_what_is_registered_and_keeps_the_status(tmp_path, status):
+    script = tmp_path / 'program.py'
+    script.write_text('import atexit, sys\nfrom dssn import distributed\n'
+                      'with distributed.start("cpu") as world:\n'
+                      '    path = sys.argv[1] + str(world.rank)\n'
+                      '    atexit.register(lambda: open(path, "w").close())\n'
+                      'distributed.exit(int(sys.argv[2]))\n')
+    if status:
+        with pytest.raises(AssertionError, match='exitcode: 7|status 7'):
+            launch(script, str(tmp_path / 'rank'), str(status))
+    else:
+        launch(script, str(tmp_path / 'rank'), str(status))
+        assert (tmp_path / 'rank0').exists() and (tmp_path / 'rank1').exists()
 
 
 def test_any_number_of_processes_workers_and_batches_gives_the_same_scores(tiny_world, tmp_path):
