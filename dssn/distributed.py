@@ -3,6 +3,7 @@
 A world of size 1 needs no process group: every function here is then the identity it should be.
 """
 import atexit
+import inspect
 import os
 import re
 import subprocess
@@ -26,15 +27,22 @@ class World:
     def is_main(self):
         return self.rank == 0
 
-    def prepare_student(self, model):
-        """The student on its device, synchronised and wrapped for training."""
+    def prepare_student(self, model, static=True):
+        """The student on its device, synchronised and wrapped for training.
+
+        Args:
+            static: whether every step makes the same passes and exchanges gradients after each
+                backward pass, which lets PyTorch plan ahead; not so with `accumulate`.
+        """
         model = self.prepare_teacher(model)
         if self.size == 1:
             return model
+        known = inspect.signature(DistributedDataParallel).parameters
+        options = {'static_graph': True} if static and 'static_graph' in known else {}
         # Two forward passes a step: buffers must not be overwritten between them.
         return DistributedDataParallel(
             model, device_ids=[self.local_rank] if self.device.type == 'cuda' else None,
-            broadcast_buffers=False)
+            broadcast_buffers=False, gradient_as_bucket_view=True, **options)
 
     def prepare_teacher(self, model):
         """A network on its device; across GPUs its BN is synchronised (gloo's stays plain)."""

@@ -78,7 +78,7 @@ class Run:
             for network in (student, teacher):
                 if network is not None:
                     network.compile()
-        self.student = world.prepare_student(student)
+        self.student = world.prepare_student(student, static=cfg.accumulate == 1)
         self.teacher = teacher and world.prepare_teacher(teacher)
         lr, note = choose_lr(cfg, world.size)
         notes += note

@@ -9,6 +9,8 @@ import sys
 import pytest
 import torch
 
+from test_methods import network
+
 from dssn import checkpoint, config, distributed
 from dssn.data.lists import read_list
 from dssn.distributed import World
@@ -330,3 +332,57 @@ def test_any_number_of_processes_workers_and_batches_gives_the_same_scores(tiny_
     for role in ('student', 'teacher'):
         assert found[0]['scores'][role]['images'] == (101 if camvid else 7)
         assert sum(c['precision'] is not None for c in found[0]['scores'][role]['classes']) > 3
+
+
+FROZEN = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from test_methods import config, network, random_batch
+from dssn import distributed, ema
+from dssn.batch import Batch
+from dssn.distributed import unwrap
+from dssn.methods.dssn import DSSN
+from dssn.models import deeplabv3plus
+from dssn.optim import build_optimizer
+from dssn.update import Update
+deeplabv3plus.two_views = lambda features: [features, 0.5 * features]  # no dropout
+path, accumulate = sys.argv[1], int(sys.argv[2])
+with distributed.start('cpu') as world:
+    cfg = config(batch_size=4 // world.size, accumulate=accumulate, beta=0.9)
+    student, teacher = network(1), ema.make_teacher(network(2))
+    for parameter in student.parameters():
+        parameter.requires_grad_(True)
+    student = world.prepare_student(student, static=accumulate == 1)
+    update = Update(cfg, world, DSSN(cfg), student, teacher,
+                    build_optimizer(unwrap(student), 0.01, 2.0), 0.01, 100)
+    for step in (5, 6, 7):
+        parts = [random_batch(1, 33, 33, seed=10 * step + i) for i in range(4)]
+        for x, u, v in parts:
+            x.label[x.label == 255] = 0  # as many pixels count in each
+        mine = parts[world.rank * cfg.batch_size:(world.rank + 1) * cfg.batch_size]
+        batch = Batch(*[type(rows[0])(*map(torch.cat, zip(*rows))) for rows in zip(*mine)])
+        student.eval()  # BN is frozen
+        update(batch, 1, step)
+    if world.is_main:
+        torch.save([unwrap(student).state_dict(), teacher.state_dict()], path)
+distributed.exit()
+"""
+
+
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_processes_times_batch_decides_and_not_which_of_them(tmp_path, accumulate):
+    """1 x 4 and 2 x 2 give the same student and teacher."""
+    script = tmp_path / 'program.py'
+    script.write_text(FROZEN.format(tests=os.path.join(ROOT, 'tests')))
+    found = []
+    for processes in (1, 2):
+        path = str(tmp_path / 'weights{}.pth'.format(processes))
+        launch(script, path, str(accumulate), processes=processes)
+        found.append(torch.load(path))
+    start = network(1).state_dict()
+    for one, two in zip(*found):
+        assert any(not torch.equal(one[name], start[name]) for name in start)
+        for name, tensor in one.items():
+            assert (tensor.double() - two[name].double()).abs().max() <= 1e-9, name

@@ -1,6 +1,4 @@
 """Command line of the benchmarks: `python -m dssn.bench <command>`."""
-import sys
-
 from dssn.commands import run_program
 
 COMMANDS = {
@@ -15,4 +13,6 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    status = main()
+    from dssn.distributed import exit
+    exit(status)

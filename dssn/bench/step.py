@@ -32,7 +32,8 @@ def add_arguments(parser):
 The floor is the bare forward and backward passes of the same networks at the same shapes: what no
 training program can go below without other passes. --compare times a second step, with further
 keys, in turns with the first. Parts are timed in rounds of their own; on a GPU each then waits for
-the one before. Loading is left out: see `bench loader`.
+the one before. Loading is left out: see `bench loader`. Under torchrun the step exchanges
+gradients, the floor does not.
     """
     parser.add_argument('--config', required=True, help='YAML file of the experiment')
     parser.add_argument('--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE',
@@ -65,14 +66,16 @@ def run(args):
             'machine': machine(world.device), 'config': config.to_dict(cfg), 'seconds': seconds,
             'parts': parts, 'peak_memory_mib': peak,
             'step_memory_mib': peak if world.device.type == 'cuda' else round(peak - before, 1),
+            'processes': world.size,
         }
-    if not args.bare:
-        found['step_over_floor'] = ratio(seconds, 'step', 'floor')
-    if args.compare:
-        found.update(compared=args.compare,
-                     compared_over_step=ratio(seconds, 'compared', 'step'))
-    report(cfg, found)
-    write_json(args.json, found)
+        if not args.bare:
+            found['step_over_floor'] = ratio(seconds, 'step', 'floor')
+        if args.compare:
+            found.update(compared=args.compare,
+                         compared_over_step=ratio(seconds, 'compared', 'step'))
+        if world.is_main:
+            report(cfg, found)
+            write_json(args.json, found)
     return 0
 
 
@@ -100,8 +103,9 @@ class Subject:
             if cfg.compile:
                 network.compile()
             network.to(world.device)
+        wrapped = world.prepare_student(self.student, static=cfg.accumulate == 1)
         self.batch = random_batch(cfg, method.uses_unlabeled)
-        self.update = TimedUpdate(cfg, world, method(cfg), self.student, self.teacher,
+        self.update = TimedUpdate(cfg, world, method(cfg), wrapped, self.teacher,
                                   build_optimizer(self.student, cfg.lr, cfg.lr_multi), cfg.lr,
                                   STEPS)
         self.log = Logbook(cfg, world, STEPS)
@@ -241,7 +245,7 @@ def random_batch(cfg, with_unlabeled):
 def report(cfg, found):
     print(found['machine'])
     print(f'{cfg.method}, {cfg.backbone}, crop {cfg.crop_size}, {cfg.nclass} classes, batch '
-          f'{cfg.batch_size} and {cfg.batch_size}; medians of {len(found["seconds"]["step"])} rounds')
+          f'{cfg.batch_size} and {cfg.batch_size}, processes: {found["processes"]}; medians of {len(found["seconds"]["step"])} rounds')
     for name, values in found['seconds'].items():
         extra = f' with {" ".join(found["compared"])}' if name == 'compared' else ''
         print(f'{name:<16} {statistics.median(values):8.3f} s{extra}')
