@@ -265,3 +265,16 @@ def test_any_number_of_processes_workers_and_batches_gives_the_same_scores(tiny_
     for role in ('student', 'teacher'):
         assert found[0]['scores'][role]['images'] == (101 if camvid else 7)
         assert sum(c['precision'] is not None for c in found[0]['scores'][role]['classes']) > 3
+
+
+@pytest.mark.parametrize('visible, size, env, expected', [
+    (16, 1, {}, 16), (16, 4, {}, 4), (2, 4, {}, 1), (7, 2, {}, 3),
+    # Eight processes on two machines: four here.
+    (16, 8, {'LOCAL_WORLD_SIZE': '4'}, 4),
+    (16, 8, {'SLURM_STEP_TASKS_PER_NODE': '4(x2)'}, 4),
+    # Slurm may show a task its own cores alone, or all of the machine.
+    (8, 8, {'SLURM_CPUS_PER_TASK': '8', 'SLURM_STEP_TASKS_PER_NODE': '4(x2)'}, 8),
+    (64, 8, {'SLURM_CPUS_PER_TASK': '8', 'SLURM_STEP_TASKS_PER_NODE': '4(x2)'}, 8)])
+def test_the_cores_that_a_process_has_to_itself(monkeypatch, visible, size, env, expected):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(visible)), raising=False)
+    assert distributed.cores_of_a_process(size, env) == expected
