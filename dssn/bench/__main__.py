@@ -5,6 +5,7 @@ from dssn.commands import run_program
 
 COMMANDS = {
     'eval': ('dssn.bench.evaluation', 'evaluation of student and teacher, beside the plain way'),
+    'loader': ('dssn.bench.loader', 'loading of training batches, beside the plain order'),
 }
 
 
