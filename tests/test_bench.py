@@ -31,6 +31,12 @@ def test_ways_take_turns_and_the_first_round_is_not_counted(monkeypatch):
     assert seconds == {'a': [2, 2, 2], 'b': [8, 8, 8]}
 
 
+def test_another_clock():
+    ticks = iter([0, 10, 13])
+    seconds = timing.interleaved({'a': lambda: None}, 1, torch.device('cpu'), lambda: next(ticks))
+    assert seconds == {'a': [3]}
+
+
 def test_the_ratio_is_the_median_over_rounds():
     assert timing.ratio({'a': [4, 1, 9], 'b': [2, 1, 1]}, 'a', 'b') == 2
 
