@@ -24,9 +24,14 @@ DATASET_DEFAULTS = {
 }
 
 
-def key(default, help, choices=None, low=None, high=None, above=None, below=None, length=None):
-    """Declare a config key: its default, one line of help and its legal values."""
-    limits = dict(choices=choices, low=low, high=high, above=above, below=below, length=length)
+def key(default, help, choices=None, low=None, high=None, above=None, below=None, length=None,
+        word=None):
+    """Declare a config key: its default, one line of help and its legal values.
+
+    `word` is legal in place of a value of the key's type.
+    """
+    limits = dict(choices=choices, low=low, high=high, above=above, below=below, length=length,
+                  word=word)
     metadata = {'help': help, **{k: v for k, v in limits.items() if v is not None}}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -61,7 +66,9 @@ class Config:
     skip_check: bool = key(False, 'train without first checking that listed files exist, that val '
                                   'is apart, and some masks')
     save_path: str = key('', "the run's folder")
-    workers: int = key(2, 'loader processes per training process; 0: load in the process', low=0)
+    workers: int = key('auto', 'loader processes per training process; 0: load in the process; '
+                               'auto: with a GPU its share of the cores less one, 1 to 8; without '
+                               'one 1, or 0 where it has a single core', low=0, word='auto')
     crop_size: int = key(321, 'side of the square training crop, pixels', low=17)
     # network
     model: str = key('deeplabv3plus', 'segmentation network', choices=('deeplabv3plus',))
@@ -318,8 +325,11 @@ def check_value(place, field, value):
 
 
 def check_scalar(place, field, kind, value):
-    wrong = UserError(f'{place}: {field.name} = {value!r} must be {_word(kind)}: '
-                      f'{field.metadata["help"]}')
+    word = field.metadata.get('word')
+    if word and value == word:
+        return value
+    wrong = UserError(f'{place}: {field.name} = {value!r} must be {_word(kind)}'
+                      f'{f" or {word}" if word else ""}: {field.metadata["help"]}')
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if kind is str and value is None:
@@ -422,6 +432,8 @@ def help_text(method):
         if default is dataclasses.MISSING:
             default = field.default_factory()
         kind = getattr(field.type, '__name__', None) or str(field.type).replace('typing.', '')
+        if 'word' in field.metadata:
+            kind += f" or {field.metadata['word']}"
         lines.append(f'  {field.name} ({kind}, default {_yaml_word(default)}): '
                      f'{field.metadata["help"]}')
     return '\n'.join(lines)

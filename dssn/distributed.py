@@ -152,6 +152,18 @@ def exit(status=0):
     sys.exit(status)
 
 
+def cores_of_a_process(size, env=os.environ):
+    """How many of this machine's cores one of the `size` processes of the world has to itself."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    if 'LOCAL_WORLD_SIZE' in env:  # torchrun
+        size = int(env['LOCAL_WORLD_SIZE'])
+    elif 'SLURM_CPUS_PER_TASK' in env:  # srun: the cores we see may be ours alone, or all
+        return min(cores, int(env['SLURM_CPUS_PER_TASK']))
+    elif 'SLURM_STEP_TASKS_PER_NODE' in env:  # such as 4(x2)
+        size = int(re.match(r'\d+', env['SLURM_STEP_TASKS_PER_NODE']).group())
+    return max(cores // size, 1)
+
+
 def unwrap(model):
     """The network inside DDP."""
     return model.module if isinstance(model, DistributedDataParallel) else model

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
-from dssn.bench import evaluation, memory, step, timing
+from dssn.batch import STD, normalise
+from dssn.bench import evaluation, loader, memory, pictures, step, timing
 from dssn.bench.__main__ import main
+from dssn.data import datasets
 from dssn.data.lists import read_list
 from dssn.distributed import World
 from dssn.errors import UserError
@@ -29,6 +32,12 @@ def test_ways_take_turns_and_the_first_round_is_not_counted(monkeypatch):
     seconds = timing.interleaved({'a': way('a', 2), 'b': way('b', 8)}, 3, torch.device('cpu'))
     assert calls == ['a', 'b'] * 4
     assert seconds == {'a': [2, 2, 2], 'b': [8, 8, 8]}
+
+
+def test_another_clock():
+    ticks = iter([0, 10, 13])
+    seconds = timing.interleaved({'a': lambda: None}, 1, torch.device('cpu'), lambda: next(ticks))
+    assert seconds == {'a': [3]}
 
 
 def test_the_ratio_is_the_median_over_rounds():
@@ -54,11 +63,14 @@ def test_the_plain_way_finds_what_ours_does(tiny_world, keys):
     assert 0 < found['student'] != found['teacher']
 
 
-def test_drawn_masks_hold_classes_of_the_config(tmp_path):
-    samples = evaluation.draw_list(str(tmp_path), 3, (50, 40), 2)
+@pytest.mark.parametrize('kind', ['jpg', 'png'])
+def test_drawn_files_and_their_masks(tmp_path, kind):
+    samples = pictures.draw_list(str(tmp_path), 3, (50, 40), 2, kind)
     assert len(samples) == 3
     for sample in samples:
-        mask = np.asarray(evaluation.Image.open(str(tmp_path / sample.mask)))
+        with Image.open(str(tmp_path / sample.image)) as image:
+            assert image.size == (50, 40) and image.format == {'jpg': 'JPEG', 'png': 'PNG'}[kind]
+        mask = np.asarray(Image.open(str(tmp_path / sample.mask)))
         assert mask.shape == (40, 50) and set(np.unique(mask)) <= {0, 1}
 
 
@@ -162,3 +174,86 @@ def test_a_process_that_fails_is_named(tiny_world, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     assert main(['memory', '--config', tiny_world().config_path]) == 1
     assert 'crop_size=none: the process ended with 1' in capsys.readouterr().err
+
+
+# The loader.
+
+@pytest.fixture
+def both_ways(tiny_world, tmp_path):
+    """Function of config keys and a size: batches of an epoch, ours and the plain way's."""
+    def make(size=(50, 40), **keys):
+        cfg = tiny_world(data_root=str(tmp_path), **keys).load()
+        samples = pictures.draw_list(str(tmp_path), 6, size, cfg.nclass)
+        return [list(way.batches(1)) for way in
+                (loader.loader_of(cfg, samples), loader.PlainLoader(cfg, samples))]
+    return make
+
+
+@pytest.mark.parametrize('partner', ['same', 'other'])
+def test_the_plain_order_gives_the_same_batches(both_ways, monkeypatch, partner):
+    # Without the strong operations, which multiply a difference of a grey level.
+    monkeypatch.setattr(datasets, 'strong_view', lambda image, *_: image)
+    monkeypatch.setattr(loader, 'strong_view', lambda image, *_: image)
+    ours, plain = both_ways(cutmix_partner=partner, crop_size=49)
+    assert len(ours) == len(plain) == 3
+    for mine, other in zip(ours, plain):
+        for a, b in zip(mine, other):
+            assert a._fields == b._fields
+            for name in a._fields:
+                x, y = getattr(a, name), getattr(b, name)
+                if x.dtype == torch.uint8:
+                    assert (normalise(x) - y).abs().max() * 255 * max(STD) < 2.3
+                else:
+                    assert torch.equal(x, y), name
+    assert loader.difference(ours, plain) <= 2
+
+
+def test_the_plain_order_makes_the_same_strong_views(both_ways):
+    # Of images of one pixel: there both ways resize alike.
+    ours, plain = both_ways(size=(1, 1), num_aug=3)
+    seen = 0
+    for mine, other in zip(ours, plain):
+        for name in ('strong1', 'strong2'):
+            assert (normalise(getattr(mine.u, name)) - getattr(other.u, name)).abs().max() < 1e-5
+            box = getattr(mine.v, 'box' + name[-1])
+            for row in range(len(box)):
+                if box[row].any():  # else ours makes none
+                    seen += 1
+                    a, b = (getattr(part, name)[row:row + 1] for part in (mine.v, other.v))
+                    assert (normalise(a) - b).abs().max() < 1e-5
+    assert seen
+
+
+def test_unlike_batches_are_told(both_ways):
+    ours, plain = both_ways()
+    assert loader.difference(ours, plain) <= 2
+    ours[1].x.label[0, 0, 0] += 1
+    assert loader.difference(ours, plain) == float('inf')
+    ours[1].x.label[0, 0, 0] -= 1
+    ours[2].v.weak[0, 1, 3, 3] ^= 64
+    assert loader.difference(ours, plain) > 60
+    ours[0].u.valid[0, 5, 5] ^= True
+    assert loader.difference(ours, plain) == float('inf')
+
+
+@pytest.mark.parametrize('method, options', [
+    ('DSSN', ['--workers', '1']), ('DSSN', ['--format', 'png']), ('supervised', [])])
+def test_bench_loader(tiny_world, tmp_path, capsys, method, options):
+    path = str(tmp_path / 'result.json')
+    assert main(['loader', '--config', tiny_world(method=method).config_path, '--samples', '4',
+                 '--size', '40', '30', '--rounds', '1', '--json', path] + options) == 0
+    assert 'plain / ours' in capsys.readouterr().out
+    with open(path) as file:
+        result = json.load(file)
+    assert set(result['seconds']) - {'1 workers'} == {'ours', 'plain'}
+    assert ('1 workers' in result['seconds']) == ('--workers' in options)
+    assert result['plain_over_ours'] == pytest.approx(
+        result['seconds']['plain'][0] / result['seconds']['ours'][0])
+    assert result['levels'] <= 2 and result['samples'] == 4
+
+
+def test_unlike_views_are_said(tiny_world, monkeypatch, capsys):
+    monkeypatch.setattr(loader, 'difference', lambda *_: 3.0)
+    assert main(['loader', '--config', tiny_world().config_path, '--samples', '2', '--size', '40',
+                 '30', '--rounds', '1']) == 1
+    assert 'differ by 3 ' in capsys.readouterr().out

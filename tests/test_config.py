@@ -249,7 +249,7 @@ def test_truth_cannot_be_watched_without_panels(write):
     'replace_stride_with_dilation: [0, 0, 1]', 'replace_stride_with_dilation: [true, false]',
     'classes: a b c', 'classes: [a, b, 3]', 'classes: [a, b]',
     'epochs: 0', 'batch_size: 0', 'batch_size: -2', 'crop_size: -3', 'lr: 0', 'lr: -0.1',
-    'lr_multi: 0', 'seed: -1', 'workers: -1', 'beta: 1.0', 'beta: -0.1', 'conf_thresh: 1.5',
+    'lr_multi: 0', 'seed: -1', 'workers: -1', 'workers: many', 'workers: 1.5', 'workers: true', 'beta: 1.0', 'beta: -0.1', 'conf_thresh: 1.5',
     'top: 0', 'top: 1.5', 'gate: -1', 'warm_up_epochs: -1', 'eval_every: 0', 'log_every: 0',
     'panel_every: -1', 'panel_images: 0', 'watch_truth: 1',
     'multi_grid: true', 'num_aug: -1',
@@ -475,3 +475,20 @@ def test_colours_are_the_users_or_the_data_sets(write):
 def test_batch_keys_that_do_not_agree(tiny_world, keys, words):
     with pytest.raises(UserError, match=words):
         tiny_world().load(**keys)
+
+
+@pytest.mark.parametrize('text, value', [('auto', 'auto'), ('0', 0), ('3', 3)])
+def test_workers_are_a_number_or_auto(write, text, value):
+    assert config.load(write(SMALLEST + 'workers: {}\n'.format(text))).workers == value
+    assert config.load(write(SMALLEST), None, ['workers=' + text]).workers == value
+
+
+def test_workers_are_auto_by_default_and_errors_and_help_say_so(write):
+    path = write(SMALLEST)
+    assert config.load(path).workers == 'auto'
+    with pytest.raises(UserError, match='workers = .many. must be a whole number or auto'):
+        config.load(path, None, ['workers=many'])
+    # The word is one key's: others do not take it.
+    with pytest.raises(UserError, match='epochs'):
+        config.load(path, None, ['epochs=auto'])
+    assert 'workers (int or auto, default auto)' in config.help_text(methods.find('DSSN', ''))

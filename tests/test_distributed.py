@@ -8,7 +8,6 @@ import sys
 
 import pytest
 import torch
-
 from test_methods import network
 
 from dssn import checkpoint, config, distributed
@@ -386,3 +385,16 @@ def test_processes_times_batch_decides_and_not_which_of_them(tmp_path, accumulat
         assert any(not torch.equal(one[name], start[name]) for name in start)
         for name, tensor in one.items():
             assert (tensor.double() - two[name].double()).abs().max() <= 1e-9, name
+
+
+@pytest.mark.parametrize('visible, size, env, expected', [
+    (16, 1, {}, 16), (16, 4, {}, 4), (2, 4, {}, 1), (7, 2, {}, 3),
+    # Eight processes on two machines: four here.
+    (16, 8, {'LOCAL_WORLD_SIZE': '4'}, 4),
+    (16, 8, {'SLURM_STEP_TASKS_PER_NODE': '4(x2)'}, 4),
+    # Slurm may show a task its own cores alone, or all of the machine.
+    (8, 8, {'SLURM_CPUS_PER_TASK': '8', 'SLURM_STEP_TASKS_PER_NODE': '4(x2)'}, 8),
+    (64, 8, {'SLURM_CPUS_PER_TASK': '8', 'SLURM_STEP_TASKS_PER_NODE': '4(x2)'}, 8)])
+def test_the_cores_that_a_process_has_to_itself(monkeypatch, visible, size, env, expected):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(visible)), raising=False)
+    assert distributed.cores_of_a_process(size, env) == expected

@@ -9,7 +9,8 @@ import torch
 
 from dssn.batch import Batch
 from dssn.data.lists import read_list
-from dssn.data.loaders import Schedule, TrainLoader, eval_loader, read_ahead
+from dssn.data import loaders
+from dssn.data.loaders import Schedule, TrainLoader, count_workers, eval_loader, read_ahead
 from dssn.errors import UserError
 
 
@@ -351,3 +352,25 @@ def test_a_loader_that_is_let_go_takes_its_workers_with_it(tiny_world):
     assert len(set(multiprocessing.active_children()) - before) == 2
     del loader
     assert set(multiprocessing.active_children()) <= before
+
+
+# Workers.
+
+@pytest.mark.parametrize('gpu, cores, expected', [
+    (True, 1, 1), (True, 2, 1), (True, 3, 2), (True, 8, 7), (True, 9, 8), (True, 64, 8),
+    (False, 1, 0), (False, 2, 1), (False, 64, 1)])
+def test_auto_workers(monkeypatch, gpu, cores, expected):
+    monkeypatch.setattr(loaders, 'cores_of_a_process', lambda world: {4: cores}[world])
+    assert count_workers('auto', 4, gpu) == expected
+    # A number is a number.
+    assert count_workers(0, 4, gpu) == 0 and count_workers(5, 4, gpu) == 5
+
+
+def test_auto_is_worked_out_where_loaders_are_made(tiny_world, monkeypatch):
+    monkeypatch.setattr(loaders, 'cores_of_a_process', lambda world: 2)
+    world = tiny_world(workers='auto')
+    assert loader_of(world).loader.num_workers == 1
+    loader = loader_of(world, workers=0)
+    assert loader.loader.num_workers == 0
+    assert all_equal(loader.batches(0), loader_of(world).batches(0))
+    assert len(list(eval_loader(world.load(), read_list(world.val)))) == 3

@@ -76,12 +76,10 @@ def test_scale_draws_the_long_side_as_a_whole_number(size):
     long, short = max(size), min(size)
     low, high = COMMON['resize_ratio']
     allowed = range(int(low * long), int(high * long) + 1)
-    image, mask = Image.new('RGB', size), Image.new('L', size)
     rng, longs = stream(), []
     for _ in range(40 * len(allowed)):
-        scaled, scaled_mask = T.random_scale(image, mask, rng)
-        assert scaled.size == scaled_mask.size
-        wide, tall = scaled.size if size[0] >= size[1] else scaled.size[::-1]
+        scaled = T.random_size(size, rng)
+        wide, tall = scaled if size[0] >= size[1] else scaled[::-1]
         # A side of no pixels is no image: one pixel is the least.
         assert tall == max(int(short * wide / long + 0.5), 1)
         longs.append(wide)
@@ -93,71 +91,88 @@ def test_scale_draws_the_long_side_as_a_whole_number(size):
 
 
 def test_scale_of_a_photograph_stays_in_range_with_both_ends():
-    image, mask = Image.new('RGB', (50, 33)), Image.new('L', (50, 33))
     rng = stream()
-    sizes = {T.random_scale(image, mask, rng)[0].size for _ in range(2000)}
+    sizes = {T.random_size((50, 33), rng) for _ in range(2000)}
     widths = sorted(width for width, _ in sizes)
     assert (widths[0], widths[-1]) == (25, 100)
     # 33 * 25 / 50 = 16.5 and 33 * 99 / 50 = 65.34: halves go up, the rest to the nearest.
     assert (25, 17) in sizes and (99, 65) in sizes and (100, 66) in sizes
 
 
-def test_scale_filters_the_image_bilinearly_and_the_mask_by_nearest_pixel():
-    image, mask = photo(), Image.fromarray(pixels(photo())[..., 0])
-    rng, smaller, larger = stream(), 0, 0
-    for _ in range(60):
-        scaled, scaled_mask = T.random_scale(image, mask, rng)
-        smaller, larger = smaller + (scaled.width < 16), larger + (scaled.width > 16)
-        assert COMMON['resize_filters'] == ['bilinear', 'nearest']
-        np.testing.assert_array_equal(
-            pixels(scaled), pixels(image.resize(scaled.size, Image.Resampling.BILINEAR)))
-        # Nearest, by its definition: the pixel under the centre of the new one. A centre on the
-        # border of two pixels may give either.
-        rows, columns = ((np.arange(new) + 0.5) * old / new
-                         for new, old in zip(scaled.size[::-1], (12, 16)))
-        right = np.zeros(pixels(scaled_mask).shape, bool)
-        for a in (-1e-9, 1e-9):
-            for b in (-1e-9, 1e-9):
-                under = np.floor(rows + a).astype(int)[:, None], np.floor(columns + b).astype(int)
-                right |= pixels(scaled_mask) == pixels(mask)[under]
-        assert right.all()
-    assert smaller and larger
-
-
 @pytest.mark.parametrize('size', [(11, 9), (9, 11), (3, 11), (11, 2), (1, 1), (6, 6), (1, 30)])
-def test_crop_pads_right_and_bottom_then_cuts_any_window(size):
-    side = 6
-    image, mask = photo(*size), Image.fromarray(pixels(photo(*size, number=1))[..., 0] % 5)
-    width, height = max(size[0], side), max(size[1], side)
-    full = np.zeros((height, width, 3), np.uint8)
-    truth = np.full((height, width), COMMON['crop_ignore_labelled'], np.uint8)
-    full[:size[1], :size[0]], truth[:size[1], :size[0]] = pixels(image), pixels(mask)
-    windows = {}
-    for top in range(height - side + 1):
-        for left in range(width - side + 1):
-            rows, columns = slice(top, top + side), slice(left, left + side)
-            windows[full[rows, columns].tobytes(), truth[rows, columns].tobytes()] = (left, top)
-    assert len(windows) == (height - side + 1) * (width - side + 1)
+def test_place_is_anywhere_in_the_padded_image(size):
+    side, rng = 6, stream()
+    allowed = [(left, top) for left in range(max(size[0] - side, 0) + 1)
+               for top in range(max(size[1] - side, 0) + 1)]
+    drawn = [T.random_place(size, side, rng) for _ in range(60 * len(allowed))]
+    assert_equal_chances([left * 1000 + top for left, top in drawn],
+                         [left * 1000 + top for left, top in allowed])
+
+
+def test_every_other_view_is_mirrored():
+    rng, n = stream(), 4000
+    assert_share(sum(T.random_flip(rng) for _ in range(n)), n, COMMON['flip'])
+
+
+def test_a_window_draws_scale_place_and_flip_in_this_order():
+    for number in range(50):
+        rng, again = stream(number), stream(number)
+        window = T.random_window((40, 30), 24, rng)
+        size = T.random_size((40, 30), again)
+        assert window[:2] == size and window.side == 24
+        assert (window.left, window.top) == T.random_place(size, 24, again)
+        assert window.mirrored == T.random_flip(again) and rng.random() == again.random()
+
+
+def resized_then_cropped(image, window, resample, fill):
+    """The window by its definition: the whole resized, padded, cropped, mirrored, as an array."""
+    whole = pixels(image.resize((window.width, window.height), resample))
+    padded = np.full((max(window.height, window.side), max(window.width, window.side))
+                     + whole.shape[2:], fill, np.uint8)
+    padded[:window.height, :window.width] = whole
+    cut = padded[window.top:window.top + window.side, window.left:window.left + window.side]
+    return cut[:, ::-1] if window.mirrored else cut
+
+
+def assert_windows_equal_resize_then_crop(size, side, rng, black_and_white):
+    values = rng.integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
+    if black_and_white:  # the worst there is for rounding
+        values[..., :3] = np.where(values[..., :3] > 127, 255, 0)
+    image, mask = Image.fromarray(values[..., :3].copy()), Image.fromarray(values[..., 3].copy())
+    window = T.random_window(size, side, rng)
+    expected = resized_then_cropped(image, window, Image.Resampling.BILINEAR, 0)
+    found = T.cut_image(image, window)
+    assert found.mode == 'RGB' and found.size == (side, side)
+    assert np.abs(pixels(found).astype(int) - expected).max() <= 2, (size, window)
+    truth = T.cut_mask(mask, window)
+    assert truth.mode == 'L'
+    expected = resized_then_cropped(mask, window, Image.Resampling.NEAREST, 255)
+    np.testing.assert_array_equal(pixels(truth), expected, str((size, window)))
+    nothing = resized_then_cropped(Image.new('L', size), window, Image.Resampling.NEAREST, 255)
+    np.testing.assert_array_equal(pixels(T.cut_padding(window)), nothing)
+
+
+def test_windows_are_those_of_the_resized_image_for_any_size():
+    # Odd and even, a pixel wide, smaller and larger than the crop.
     rng = stream()
-    cuts = []
-    for _ in range(60 * len(windows)):
-        cut, cut_mask = T.random_crop(image, mask, side, rng)
-        assert cut.mode == 'RGB' and cut_mask.mode == 'L'
-        cuts.append(windows[cut.tobytes(), cut_mask.tobytes()])
-    assert_equal_chances([left * 1000 + top for left, top in cuts],
-                         [left * 1000 + top for left, top in windows.values()])
+    for number in range(400):
+        size = [int(rng.integers(1, (2, 9, 60, 300)[rng.integers(4)])) for _ in range(2)]
+        assert_windows_equal_resize_then_crop(size, int(rng.integers(1, 130)), rng, number % 2)
 
 
-def test_flip_mirrors_image_and_mask_together_every_other_time():
-    image, mask = photo(), Image.fromarray(pixels(photo())[..., 0])
-    rng, flipped, n = stream(), 0, 4000
-    for _ in range(n):
-        turned, turned_mask = T.random_flip(image, mask, rng)
-        step = 1 if turned.tobytes() == image.tobytes() else -1
-        flipped += step == -1
-        np.testing.assert_array_equal(pixels(turned), pixels(image)[:, ::step])
-        np.testing.assert_array_equal(pixels(turned_mask), pixels(mask)[:, ::step])
-    assert_share(flipped, n, COMMON['flip'])
+@pytest.mark.parametrize('size, side', [((480, 360), 321), ((500, 375), 513), ((2048, 1024), 801)])
+def test_windows_are_those_of_the_resized_image_at_real_sizes(size, side):
+    rng = stream()
+    for number in range(6):
+        assert_windows_equal_resize_then_crop(size, side, rng, number % 2)
+
+
+@pytest.mark.parametrize('old, new', [(16, 8), (16, 33), (1, 2), (2, 1), (301, 300), (7, 1000)])
+def test_nearest_is_the_pixel_under_the_centre(old, new):
+    # A centre on the border of two pixels may give either.
+    centres = (np.arange(new) + 0.5) * old / new
+    places = T.nearest(old, new)
+    assert ((places == np.floor(centres - 1e-6)) | (places == np.floor(centres + 1e-6))).all()
 
 
 # Photometric.

@@ -26,11 +26,11 @@ def test_generators_of_different_views_differ_and_of_the_same_view_agree():
 
 
 def every_base_view(image, mask, side):
-    """All results that the rule allows: {image bytes: [(long side, flip, mask bytes), ...]}."""
+    """All results that the rule allows: [(long side, flip, image array, mask bytes), ...]."""
     width, height = image.size
     long, short = max(image.size), min(image.size)
     low, high = COMMON['resize_ratio']
-    found = {}
+    found = []
     for new_long in range(max(int(low * long), 1), int(high * long) + 1):
         new_short = max(int(short * new_long / long + 0.5), 1)
         size = (new_long, new_short) if width >= height else (new_short, new_long)
@@ -42,9 +42,8 @@ def every_base_view(image, mask, side):
             for left in range(full.shape[1] - side + 1):
                 window = slice(top, top + side), slice(left, left + side)
                 for flip in (1, -1):
-                    key = full[window][:, ::flip].tobytes()
-                    value = new_long, flip, truth[window][:, ::flip].tobytes()
-                    found.setdefault(key, []).append(value)
+                    found.append((new_long, flip, full[window][:, ::flip].astype(int),
+                                  truth[window][:, ::flip].tobytes()))
     return found
 
 
@@ -56,11 +55,15 @@ def test_base_view_is_a_flipped_window_of_the_scaled_padded_pair(size, side):
     # Classes 0..6; the smallest image's only pixel would else be black like the padding.
     mask = Image.fromarray((np.asarray(photo(*size, number=3))[..., 0] % 7).astype(np.uint8))
     allowed = every_base_view(image, mask, side)
+    arrays = np.stack([view for _, _, view, _ in allowed])
     flips, longs, rng = [], [], np.random.default_rng(5)
     for _ in range(400):
         view, truth = base_view(image, mask, side, rng)
         assert view.size == truth.size == (side, side)
-        matches = [m for m in allowed[view.tobytes()] if m[2] == truth.tobytes()]
+        # Rounding may differ: 2 grey levels, where windows of noise differ by hundreds.
+        near = np.nonzero(np.abs(arrays - np.asarray(view)).max((1, 2, 3)) <= 2)[0]
+        assert len(near)
+        matches = [allowed[i] for i in near if allowed[i][3] == truth.tobytes()]
         assert matches, 'the mask has not moved with its image'
         if len(matches) == 1:
             longs.append(matches[0][0])

@@ -5,6 +5,7 @@ COMMANDS = {
     'step': ('dssn.bench.step', 'a training step by parts, beside its floor'),
     'memory': ('dssn.bench.memory', 'a training step with the options that save memory'),
     'eval': ('dssn.bench.evaluation', 'evaluation of student and teacher, beside the plain way'),
+    'loader': ('dssn.bench.loader', 'loading of training batches, beside the plain order'),
 }
 
 

@@ -1,20 +1,18 @@
 """`python -m dssn.bench eval`: our evaluation beside the plain way, on pictures it draws."""
-import os
 import statistics
 import tempfile
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader
 
 from dssn import config, distributed
 from dssn.batch import normalise
+from dssn.bench.pictures import draw_list
 from dssn.bench.timing import interleaved, machine, ratio, write_json
 from dssn.data.arguments import positive_number
 from dssn.data.datasets import EvalSet
-from dssn.data.lists import Sample
-from dssn.data.shapes import draw
+from dssn.data.loaders import count_workers
 from dssn.evaluation import evaluate, predict_windows
 from dssn.models import build_model
 
@@ -55,19 +53,6 @@ def run(args):
     return 0 if same else 1
 
 
-def draw_list(root, count, size, nclass):
-    """Draw `count` images and masks of one size into a folder; returns their samples."""
-    samples = []
-    for i in range(count):
-        image, mask, quality = draw(np.random.default_rng((0, i)))
-        sample = Sample(f'{i}.jpg', f'{i}.png', 'drawn')
-        image.resize(size, Image.BICUBIC).save(os.path.join(root, sample.image), quality=quality)
-        classes = np.asarray(mask.resize(size, Image.NEAREST)) % nclass
-        Image.fromarray(classes.astype(np.uint8)).save(os.path.join(root, sample.mask))
-        samples.append(sample)
-    return samples
-
-
 def ours(models, cfg, samples, world):
     return {role: score.miou for role, score in
             evaluate(models, cfg, samples, world, absent='zero').items()}
@@ -76,12 +61,12 @@ def ours(models, cfg, samples, world):
 @torch.no_grad()
 def plain(models, cfg, samples, device):
     """mIoU of each network, the plain way."""
-    found = {}
+    workers, found = count_workers(cfg.workers, 1, device.type == 'cuda'), {}
     for role, model in models.items():
         model.eval()
         intersections, unions = np.zeros(cfg.nclass), np.zeros(cfg.nclass)
         for image, label, _ in DataLoader(EvalSet(cfg, samples), batch_size=1,
-                                          num_workers=cfg.workers):
+                                          num_workers=workers):
             x = normalise(image.to(device))
             if cfg.protocol == 'sliding_window':
                 output = predict_windows(model, x, cfg.crop_size)

@@ -29,7 +29,8 @@ class FileProblem(UserError):
 
 def open_image(data_root, sample):
     """The sample's image as RGB; what is not 8-bit is refused, since Pillow would clip it."""
-    return _checked_depth(_open(data_root, sample.image, sample), sample, data_root).convert('RGB')
+    image = _checked_depth(_open(data_root, sample.image, sample), sample, data_root)
+    return image if image.mode == 'RGB' else image.convert('RGB')  # to itself would copy it
 
 
 def image_size(data_root, sample):

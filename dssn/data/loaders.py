@@ -9,10 +9,12 @@ from torch.utils.data._utils.collate import default_collate
 
 from dssn.data.datasets import Draw, EvalSet, TrainSet
 from dssn.data.views import generator
+from dssn.distributed import cores_of_a_process
 from dssn.errors import UserError
 
 # Names of the orders in the random numbers, beside the names of the views in datasets.py.
 LABELED_ORDER, UNLABELED_ORDER, PARTNER_SHIFT = 100, 101, 102
+AHEAD = 2  # batches, or evaluation images, that each worker makes ahead of their use
 
 
 class Schedule:
@@ -93,10 +95,10 @@ class TrainLoader:
         # An object of its own: the loader may not refer back to us, or its workers would outlive
         # us until the garbage collector comes by.
         self.steps = Steps(schedule)
+        workers = count_workers(cfg.workers, world, pin)
         self.loader = DataLoader(
             TrainSet(cfg, labeled, unlabeled), batch_sampler=self.steps, collate_fn=collate,
-            num_workers=cfg.workers, pin_memory=pin, worker_init_fn=one_thread,
-            persistent_workers=cfg.workers > 0)
+            pin_memory=pin, persistent_workers=workers > 0, **processes(workers))
 
     def batches(self, epoch, first=0):
         """Yield a `Batch` per step of `epoch`, from step `first` of it; UserError on a bad file."""
@@ -110,10 +112,33 @@ def eval_loader(cfg, samples, rank=0, world=1, pin=False):
     While one is predicted the next are read: by `workers` processes, or a thread without them.
     """
     part = torch.utils.data.Subset(EvalSet(cfg, samples), range(rank, len(samples), world))
-    if cfg.workers == 0:
+    workers = count_workers(cfg.workers, world, pin)
+    if workers == 0:
         return checked(read_ahead(part))
-    return checked(DataLoader(part, batch_size=None, num_workers=cfg.workers, pin_memory=pin,
-                              worker_init_fn=one_thread))
+    return checked(DataLoader(part, batch_size=None, pin_memory=pin, **processes(workers)))
+
+
+def count_workers(workers, world, gpu):
+    """Loader processes of one training process, from the config's `workers`.
+
+    Args:
+        workers: a number, or 'auto'. world: training processes. gpu: whether they train on GPUs.
+    """
+    if workers != 'auto':
+        return workers
+    cores = cores_of_a_process(world)
+    if not gpu:
+        # The network takes the cores, and far longer than its images: one reads ahead.
+        return 1 if cores > 1 else 0
+    # One core feeds the GPU. More than eight were idle, and each takes memory.
+    return min(max(cores - 1, 1), 8)
+
+
+def processes(workers):
+    """The arguments of a DataLoader with so many worker processes."""
+    if workers == 0:
+        return {}
+    return {'num_workers': workers, 'prefetch_factor': AHEAD, 'worker_init_fn': one_thread}
 
 
 def read_ahead(items, count=2):

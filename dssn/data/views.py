@@ -1,6 +1,5 @@
 """The views of an image that training sees: base (weak), strong, and the CutMix box."""
 import numpy as np
-from PIL import Image
 
 from dssn.data import transforms as T
 
@@ -25,11 +24,9 @@ def base_view(image, mask, size, rng):
     Returns:
         (image, mask), size x size. The mask is 255 on padding; without a mask it is 0 elsewhere.
     """
-    if mask is None:
-        mask = Image.new('L', image.size, 0)
-    image, mask = T.random_scale(image, mask, rng)
-    image, mask = T.random_crop(image, mask, size, rng)
-    return T.random_flip(image, mask, rng)
+    window = T.random_window(image.size, size, rng)
+    mask = T.cut_padding(window) if mask is None else T.cut_mask(mask, window)
+    return T.cut_image(image, window), mask
 
 
 def strong_view(image, rng, num_aug=0, random_number=True):
