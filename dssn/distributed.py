@@ -3,9 +3,11 @@
 A world of size 1 needs no process group: every function here is then the identity it should be.
 """
 import datetime
+import json
 import os
 import re
 import subprocess
+import time
 
 import torch
 import torch.distributed as dist
@@ -67,9 +69,11 @@ class World:
         # After an error the others never come to `close`; ending the process leaves the group.
         if kind is None:
             self.close()
-        elif self.size > 1 and issubclass(kind, UserError):
-            raise UserError(f'rank {self.rank} of {self.size}: {error}') from None
-        elif self.size > 1 and lost_contact(error):
+        elif self.size > 1 and not lost_contact(error):
+            tell_torchrun(f'{kind.__name__}: {error}')
+            if issubclass(kind, UserError):
+                raise UserError(f'rank {self.rank} of {self.size}: {error}') from None
+        elif self.size > 1:
             raise UserError(f'rank {self.rank} of {self.size}: lost another process; '
                             'if that one printed an error, here or in the log of its machine, it '
                             f'is the cause ({one_line(error)})') from None
@@ -135,6 +139,14 @@ def lost_contact(error):
     """Whether an error says that a process, or the way to it, is gone."""
     return isinstance(error, RuntimeError) and re.search(
         r'gloo|nccl|connection (closed|reset) by peer', str(error), re.IGNORECASE)
+
+
+def tell_torchrun(message):
+    """Have an error named in the summary of failures that torchrun ends with."""
+    path = os.environ.get('TORCHELASTIC_ERROR_FILE')
+    if path:
+        with open(path, 'w', encoding='utf-8') as file:
+            json.dump({'message': message, 'timestamp': int(time.time())}, file)
 
 
 def one_line(error):

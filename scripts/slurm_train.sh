@@ -14,7 +14,10 @@ if [ "${1-}" = --in-job ]; then
     echo "slurm: job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, restart ${SLURM_RESTART_COUNT:-0}"
     unset RANK WORLD_SIZE LOCAL_RANK
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}"
-    exec srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" "$@"
+    # srun's status is the highest: a process that is stopped because another failed counts as 1.
+    # shellcheck disable=SC2016
+    exec srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
+        sh -c 'trap : TERM; "$@"; status=$?; [ $status -ne 143 ] || status=1; exit $status' sh "$@"
 fi
 
 dataset=${dataset:-shapes}

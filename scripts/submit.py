@@ -1,10 +1,11 @@
 """Submits a batch job and waits for it, with its log on the terminal: python scripts/submit.py LOG SBATCH...
 
 SBATCH is the command, with --wait and --parsable; LOG is the job's output file. The exit status is
-sbatch's, which is that of the job. Ctrl-C and SIGTERM cancel the job, a second one does not wait for
-its end. A terminal that goes away leaves the job running.
+that of the job, and never 0 if it was cancelled or ran out of time. Ctrl-C and SIGTERM cancel the
+job; a second one does not wait for its end. A terminal that goes away leaves the job running.
 """
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,15 +22,22 @@ def main(log_path, command):
     for number in (signal.SIGINT, signal.SIGTERM):
         on_signal(number, lambda number, frame: signals.append(number))
     job, _, cluster = sbatch.stdout.readline().decode().strip().partition(";")
+    clusters = ["--clusters=" + cluster] if cluster else []
     if job:
-        show(b"job: %s (Ctrl-C cancels it)\n" % job.encode())
-        wait(sbatch, log_path, ["scancel"] + ["--clusters=" + cluster] * bool(cluster) + [job], signals)
-    else:  # refused: sbatch has said why
+        show("job: %s (Ctrl-C cancels it)\n" % job)
+        wait(sbatch, log_path, ["scancel"] + clusters + [job], signals)
+    else:  # refused, and sbatch has said why
         sbatch.wait()
         os.remove(log_path)
     if signals:
         return 128 + signals[0]
-    return sbatch.returncode if sbatch.returncode >= 0 else 128 - sbatch.returncode
+    status = sbatch.returncode if sbatch.returncode >= 0 else 128 - sbatch.returncode
+    if job:
+        state = state_of(job, clusters)
+        if state != "COMPLETED":
+            show("job: %s %s\n" % (job, state))
+            status = status or 1
+    return status
 
 
 def wait(sbatch, log_path, cancel, signals):
@@ -39,7 +47,7 @@ def wait(sbatch, log_path, cancel, signals):
         time.sleep(0.2)
         ended = sbatch.poll() is not None
         if signals and not cancelled and not ended:
-            show(b"cancelling the job: %s\n" % " ".join(cancel).encode())
+            show("cancelling the job: %s\n" % " ".join(cancel))
             cancelled = True
             subprocess.call(cancel)
         # Opened anew each time, since only then NFS looks at what another machine has written.
@@ -50,9 +58,16 @@ def wait(sbatch, log_path, cancel, signals):
         show(written)
 
 
+def state_of(job, clusters):
+    """How the job ended: sbatch --wait has 0 for one that was cancelled."""
+    found = subprocess.run(["scontrol"] + clusters + ["--oneliner", "show", "job", job], stdout=subprocess.PIPE)
+    state = re.search(r"\bJobState=(\S+)", found.stdout.decode("utf-8", "replace"))
+    return state.group(1) if state else "ended in a state that scontrol does not know"
+
+
 def show(written):
     try:
-        sys.stdout.buffer.write(written)
+        sys.stdout.buffer.write(written if isinstance(written, bytes) else written.encode())
         sys.stdout.flush()
     except OSError:  # the terminal is gone: the job goes on, and so does the wait for its status
         sys.stdout = open(os.devnull, "w")

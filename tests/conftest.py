@@ -139,7 +139,9 @@ class Checkout:
         return self.processes[-1]
 
     def logs(self):
-        return sorted(name for name in os.listdir(self.run) if name.endswith('.log') and name != 'train.log')
+        """The names of the scripts' logs: in order of machines, if there are several."""
+        names = [name for name in os.listdir(self.run) if name.endswith('.log') and name != 'train.log']
+        return sorted(names, key=lambda name: name[len('20260131_235959'):])
 
     def read(self, name):
         with open(os.path.join(self.run, name)) as file:
@@ -159,7 +161,8 @@ def tiny_checkout(tiny_world, tmp_path):
     for process in [process for checkout in made for process in checkout.processes]:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.wait()
+        process.stdout.close()
 
 
 @pytest.fixture

@@ -151,13 +151,6 @@ class Result:
         return args[args.index(name) + 1]
 
 
-@pytest.fixture
-def port():
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
-
-
 # train.sh
 
 
