@@ -97,7 +97,11 @@ class Cluster:
         self._daemon('slurmctld', '-D')
         for node in ('127.0.0.1', '127.0.0.2'):
             self._daemon('slurmd', '-D', '-N', node)
-        self._wait('Slurm', lambda: self.run('sinfo', '-h', '-N', '-o', '%t').split() == ['idle'] * 2)
+        self._wait('Slurm', self.is_idle)
+
+    def is_idle(self):
+        """Whether both nodes are there, and nothing is left of any job on them."""
+        return self.run('sinfo', '-h', '-N', '-o', '%t').split() == ['idle'] * 2
 
     def _daemon(self, *command):
         with open(os.path.join(self.folder, 'daemons.out'), 'a') as file:

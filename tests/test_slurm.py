@@ -100,8 +100,11 @@ def test_a_job_that_is_requeued_continues(cluster, submit):
     job = job_of(process)
     wait_for(lambda: os.path.exists(os.path.join(checkout.run, 'latest.pth')))
     assert cluster.run('scontrol', 'requeue', job) == ''
-    # A job that was requeued is held back for a while, lest it meets what is left of itself.
+    # Slurm holds a requeued job back for two minutes: in the second in which its credential was
+    # revoked, the node would refuse it. More than that second is not needed here.
     wait_for(lambda: 'JobState=PENDING' in cluster.run('scontrol', 'show', 'job', job))
+    wait_for(cluster.is_idle)
+    time.sleep(2)
     cluster.run('scontrol', 'update', 'jobid=' + job, 'starttime=now')
     status, output = finish(process)
     assert status == 0, output
