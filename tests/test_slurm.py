@@ -37,6 +37,7 @@ def submit(cluster, tiny_checkout, port):
 def finish(process):
     """(exit status, lines of output)"""
     output = process.communicate(timeout=80)[0]
+    print(output)  # whole, where a test fails
     return process.returncode, output.splitlines()
 
 
