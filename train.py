@@ -1,6 +1,6 @@
 """Train a segmentation network, semi-supervised or on labels alone.
 
-    sh scripts/train.sh <num_gpu> <port>                      one machine, 1 or more processes
+    sh scripts/train.sh <num_gpu> <port>                      one machine, or one of several
     sh scripts/slurm_train.sh <num_gpu> <port> <partition>    slurm
     python train.py --config configs/shapes.yaml \\
         --labeled-id-path splits/shapes/20/labeled.txt \\

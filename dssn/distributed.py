@@ -3,17 +3,25 @@
 A world of size 1 needs no process group: every function here is then the identity it should be.
 """
 import atexit
+import datetime
 import inspect
+import json
 import os
 import re
 import subprocess
 import sys
+import time
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from dssn.errors import UserError
+
+# A process that ends takes the others along at once, since its connections close or the launcher
+# stops them. This is for one that hangs, or a machine that vanishes: how long the others wait. Rank
+# 0 may need minutes alone, to look for the files of long lists on slow storage.
+TIMEOUT = datetime.timedelta(minutes=15)
 
 
 class World:
@@ -67,10 +75,18 @@ class World:
     def __enter__(self):
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind, error, _):
         # After an error the others never come to `close`; ending the process leaves the group.
         if kind is None:
             self.close()
+        elif self.size > 1 and not lost_contact(error):
+            tell_torchrun(f'{kind.__name__}: {error}')
+            if issubclass(kind, UserError):
+                raise UserError(f'rank {self.rank} of {self.size}: {error}') from None
+        elif self.size > 1:
+            raise UserError(f'rank {self.rank} of {self.size}: lost another process; '
+                            'if that one printed an error, here or in the log of its machine, it '
+                            f'is the cause ({one_line(error)})') from None
 
     def close(self):
         """Wait for all ranks, and leave the group. Gloo's ends with the process, see `exit`: on
@@ -105,9 +121,46 @@ def start(device='auto', local_rank=None, port=None):
         torch.cuda.set_device(local_rank)
         world = World(rank, local_rank, size, f'cuda:{local_rank}')
     if size > 1:
-        backend = 'nccl' if world.device.type == 'cuda' else 'gloo'
-        dist.init_process_group(backend, rank=rank, world_size=size)
+        join(world)
     return world
+
+
+def join(world):
+    """Meet the other processes at MASTER_ADDR:MASTER_PORT.
+
+    Raises:
+        UserError: this process could not.
+    """
+    backend = 'nccl' if world.device.type == 'cuda' else 'gloo'
+    # Until PyTorch 2.2 NCCL keeps to the time only with this.
+    if backend == 'nccl' and tuple(map(int, torch.__version__.split('.')[:2])) < (2, 2):
+        os.environ.setdefault('NCCL_ASYNC_ERROR_HANDLING', '1')
+    try:
+        dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=TIMEOUT)
+    except RuntimeError as error:
+        raise UserError(
+            f'rank {world.rank} of {world.size}: could not meet the others at '
+            f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} ({one_line(error)}); "
+            'all must be started, with an address that each of them reaches and a port that is '
+            'free there') from None
+
+
+def lost_contact(error):
+    """Whether an error says that a process, or the way to it, is gone."""
+    return isinstance(error, RuntimeError) and re.search(
+        r'gloo|nccl|connection (closed|reset) by peer', str(error), re.IGNORECASE)
+
+
+def tell_torchrun(message):
+    """Have an error named in the summary of failures that torchrun ends with."""
+    path = os.environ.get('TORCHELASTIC_ERROR_FILE')
+    if path:
+        with open(path, 'w', encoding='utf-8') as file:
+            json.dump({'message': message, 'timestamp': int(time.time())}, file)
+
+
+def one_line(error):
+    return ' '.join(str(error).split())
 
 
 def _place(env, local_rank, port):

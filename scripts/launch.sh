@@ -21,10 +21,9 @@ set -- train.py --method "$method" --config "$config" \
     --unlabeled-id-path "splits/$dataset/$split/unlabeled.txt" \
     --save-path "$save_path" --port "$port" "$@"
 
-# Becomes the command: its output goes to the terminal and to the log, its exit status is the script's.
-exec_logged() {
-    log=$save_path/$(date +%Y%m%d_%H%M%S).log
+# new_log SUFFIX: makes the run's folder and in it a log named by the time; leaves its path in $log
+new_log() {
+    log=$save_path/$(date +%Y%m%d_%H%M%S)$1.log
     reason=$({ mkdir -p -- "$save_path" && : >>"$log"; } 2>&1) || fail "cannot write to $save_path ($reason)"
     echo "log: $log"
-    exec "$python" scripts/logged.py "$log" "$@"
 }

@@ -3,6 +3,22 @@
 #
 # These five name the run, and the environment overrides them. For example, four GPUs on Pascal:
 #   dataset=pascal exp=resnet101 split=1_16 sh scripts/slurm_train.sh 4 29500 gpu
+#
+# It submits itself as a batch job and waits for it. Whatever else sbatch can be told by variables
+# reaches it: SBATCH_TIMELIMIT, SBATCH_ACCOUNT, SBATCH_QOS, SBATCH_EXCLUSIVE ...
+
+# In the job Slurm runs a copy of this file, in the repository root: it starts the processes. Their
+# ranks come from Slurm alone, whatever launcher's variables came along with the environment.
+if [ "${1-}" = --in-job ]; then
+    shift
+    echo "slurm: job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, restart ${SLURM_RESTART_COUNT:-0}"
+    unset RANK WORLD_SIZE LOCAL_RANK
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}"
+    # srun's status is the highest: a process that is stopped because another failed counts as 1.
+    # shellcheck disable=SC2016
+    exec srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
+        sh -c 'trap : TERM; "$@"; status=$?; [ $status -ne 143 ] || status=1; exit $status' sh "$@"
+fi
 
 dataset=${dataset:-shapes}
 method=${method:-DSSN}
@@ -31,11 +47,18 @@ CDPATH='' cd -- "$(dirname -- "$0")/.." || exit 1
 case $nodes in
 '' | 0* | ?????* | *[!0-9]*) fail "nodes must be a positive number, got '$nodes'" 2 ;;
 esac
+case $cpus_per_task in
+'' | 0* | ?????* | *[!0-9]*) fail "cpus_per_task must be a positive number, got '$cpus_per_task'" 2 ;;
+esac
 per_node=$((num_gpu / nodes))
 [ $((per_node * nodes)) -eq "$num_gpu" ] || fail "<num_gpu> $num_gpu does not divide among nodes=$nodes" 2
 gres=${gres-gpu:$per_node}
-command -v srun >/dev/null || fail 'no srun on the PATH: this needs Slurm; sh scripts/train.sh trains on one machine'
+command -v sbatch >/dev/null || fail 'no sbatch on the PATH: this needs Slurm; sh scripts/train.sh trains on one machine'
 
-exec_logged srun --partition="$partition" --nodes="$nodes" --ntasks="$num_gpu" --ntasks-per-node="$per_node" \
-    ${gres:+--gres="$gres"} --cpus-per-task="$cpus_per_task" --job-name="$dataset-$method-$exp-$split" \
-    --kill-on-bad-exit=1 "$python" -u "$@"
+new_log ''
+# A job that is requeued goes on in the same log. In its name sbatch would replace % and what follows.
+exec "$python" scripts/submit.py "$log" sbatch --wait --requeue --parsable --partition="$partition" \
+    --nodes="$nodes" --ntasks="$num_gpu" --ntasks-per-node="$per_node" ${gres:+--gres="$gres"} \
+    --cpus-per-task="$cpus_per_task" --job-name="$dataset-$method-$exp-$split" --chdir="$PWD" \
+    --output="$(printf '%s\n' "$PWD/$log" | sed 's/%/%%/g')" --open-mode=append \
+    scripts/slurm_train.sh --in-job "$python" -u "$@"

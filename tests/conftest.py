@@ -1,6 +1,10 @@
 """Shared fixtures: a world of a few small images, lists and a config that train in seconds."""
 import itertools
 import os
+import shutil
+import signal
+import socket
+import subprocess
 import sys
 
 import numpy as np
@@ -101,3 +105,79 @@ def tiny_world(tmp_path):
         return World(str(root), config_path, lists['labeled'], lists['unlabeled'], lists['val'],
                      save_path)
     return make
+
+
+class Checkout:
+    """A folder, with a space in its name, where the shell scripts train on a tiny world."""
+
+    def __init__(self, root, world):
+        source = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        self.root, self.run, self.data = str(root), str(root / 'exp/tiny/DSSN/drawn/all'), world.root
+        for folder in ('configs', 'splits/tiny/all'):
+            (root / folder).mkdir(parents=True)
+        for name in ('scripts', 'dssn', 'train.py', 'requirements.txt'):
+            (root / name).symlink_to(os.path.join(source, name))
+        shutil.copy(world.config_path, str(root / 'configs/tiny.yaml'))
+        shutil.copy(world.labeled, str(root / 'splits/tiny/all/labeled.txt'))
+        shutil.copy(world.unlabeled, str(root / 'splits/tiny/all/unlabeled.txt'))
+        launchers = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT', 'NNODES', 'NODE_RANK')
+        self.environment = {name: value for name, value in os.environ.items()
+                            if name not in launchers and not name.startswith(('SLURM_', 'SBATCH_'))}
+        self.environment.update(dataset='tiny', method='DSSN', exp='drawn', split='all', config='configs/tiny.yaml',
+                                VIRTUAL_ENV=sys.prefix, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1')
+        self.processes = []
+
+    def patch(self, rank, code):
+        """Runs some code in one rank before train.py."""
+        path = os.path.join(self.root, 'train.py')
+        real = os.path.realpath(path)
+        os.remove(path)
+        with open(path, 'w') as file:
+            file.write('import os, runpy, sys\n'
+                       'sys.path.insert(0, {0!r})\n'
+                       'if os.environ.get("RANK", os.environ.get("SLURM_PROCID")) == "{1}":\n'
+                       '    {2}\n'
+                       'runpy.run_path({3!r}, run_name="__main__")\n'.format(os.path.dirname(real), rank, code, real))
+
+    def start(self, script, *args, **environment):
+        self.processes.append(subprocess.Popen(
+            ['sh', os.path.join(self.root, 'scripts', script)] + [str(arg) for arg in args], cwd='/',
+            env=dict(self.environment, **environment), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, universal_newlines=True, start_new_session=True,
+            # A caller in the background ignores Ctrl-C, and its children would inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)))
+        return self.processes[-1]
+
+    def logs(self):
+        """The names of the scripts' logs: in order of machines, if there are several."""
+        names = [name for name in os.listdir(self.run) if name.endswith('.log') and name != 'train.log']
+        return sorted(names, key=lambda name: name[len('20260131_235959'):])
+
+    def read(self, name):
+        with open(os.path.join(self.run, name)) as file:
+            return file.read()
+
+
+@pytest.fixture
+def tiny_checkout(tiny_world, tmp_path):
+    """Factory of a `Checkout`; further keys go into the config file. Its processes end with the test."""
+    made = []
+
+    def make(**keys):
+        world = tiny_world(n_unlabeled=8, **keys)
+        made.append(Checkout(tmp_path / 'a checkout', world))
+        return made[-1]
+    yield make
+    for process in [process for checkout in made for process in checkout.processes]:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.fixture
+def port():
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]

@@ -64,6 +64,7 @@ def test_torchrun(joined):
     assert place(world) == (3, 4, 1) and not world.is_main
     (args, kwargs), = calls
     assert args == ('gloo',) and (kwargs['rank'], kwargs['world_size']) == (3, 4)
+    assert kwargs['timeout'] == distributed.TIMEOUT
     assert (os.environ['MASTER_ADDR'], os.environ['MASTER_PORT']) == ('a', '5')
 
 
@@ -148,6 +149,45 @@ def test_exit_of_a_world_of_one():
     with pytest.raises(SystemExit) as ended:
         distributed.exit(3)
     assert ended.value.code == 3
+
+
+@pytest.mark.parametrize('error, kind, words', [
+    (UserError('bad image'), UserError, 'rank 1 of 2: bad image'),
+    (RuntimeError('[gloo/transport/tcp/pair.cc:5] Connection closed by peer [127.0.0.1]:9'), UserError,
+     'rank 1 of 2: lost another process.*Connection closed by peer'),
+    (RuntimeError('NCCL communicator was aborted\non rank 0'), UserError, 'aborted on rank 0'),
+    (RuntimeError('sizes of tensors must match'), RuntimeError, '^sizes of tensors must match$'),
+])
+def test_an_error_of_one_of_several_says_whose_and_whether_it_is_the_first(
+        monkeypatch, tmp_path, error, kind, words):
+    summary = tmp_path / 'error.json'
+    monkeypatch.setenv('TORCHELASTIC_ERROR_FILE', str(summary))
+    with pytest.raises(kind, match=words):
+        with World(rank=1, size=2):
+            raise error
+    first = 'lost another' not in words and 'aborted' not in words
+    assert summary.exists() == first
+    if first:
+        message = json.loads(summary.read_text())['message']
+        assert message == '{}: {}'.format(type(error).__name__, error)
+
+
+def test_an_error_of_a_single_process_is_left_as_it_is():
+    with pytest.raises(UserError, match='^bad image$'):
+        with World():
+            raise UserError('bad image')
+
+
+def test_others_that_cannot_be_met_are_one_error(joined, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError('connect() timed out.\nOriginal timeout was 900000 ms.')
+    world, _ = joined({})
+    world.rank, world.size = 1, 2
+    monkeypatch.setenv('MASTER_ADDR', 'first')
+    monkeypatch.setenv('MASTER_PORT', '7')
+    monkeypatch.setattr(torch.distributed, 'init_process_group', fail)
+    with pytest.raises(UserError, match='rank 1 of 2: could not meet the others at first:7 .*timed out'):
+        distributed.join(world)
 
 
 # ---- two processes

@@ -43,11 +43,42 @@ sys.argv = sys.argv[own:]
 runpy.run_path("train.py")
 """
 
-SRUN = """#!/bin/sh
+# Stand-ins for a Slurm that runs a job at once. A copy of the job's script runs, as there.
+SLURM = {
+    "sbatch": """#!/bin/sh
+folder=$(dirname "$0")
+for word; do echo "$word" >>"$folder/sbatch.words"; done
+[ -z "${REFUSED-}" ] || { echo "sbatch: error: $REFUSED" >&2; exit 1; }
+echo "17${CLUSTER:+;$CLUSTER}"
+while case $1 in -*) ;; *) false ;; esac; do
+    case $1 in
+    --chdir=*) chdir=${1#*=} ;;
+    --output=*) output=$(echo "${1#*=}" | sed "s/%%/%/g") ;;
+    --cpus-per-task=*) export SLURM_CPUS_PER_TASK="${1#*=}" ;;
+    esac
+    shift
+done
+cp "$1" "$folder/slurm_script"
+shift
+cd "$chdir"
+export SLURM_JOB_ID=17 SLURM_JOB_NODELIST=node7
+setsid sh "$folder/slurm_script" "$@" >>"$output" 2>&1 &
+echo $! >"$folder/job.pid"
+wait $!
+""",
+    "srun": """#!/bin/sh
 for word; do echo "srun: $word"; done
-while [ "$1" != -u ]; do python=$1; shift; done
-exec "$python" "$@"
-"""
+while [ "$1" != sh ]; do shift; done
+exec "$@"
+""",
+    "scancel": """#!/bin/sh
+echo "scancel $*"
+kill -- "-$(cat "$(dirname "$0")/job.pid")"
+""",
+    "scontrol": """#!/bin/sh
+echo "JobId=17 JobState=${STATE-COMPLETED} Reason=None"
+""",
+}
 
 # The Python that makes .venv: its pip writes the dist-info folders of everything in the list,
 # or gives up half way while a file pip_fails is there.
@@ -151,13 +182,6 @@ class Result:
         return args[args.index(name) + 1]
 
 
-@pytest.fixture
-def port():
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
-
-
 # train.sh
 
 
@@ -214,6 +238,7 @@ def test_several_processes_are_launched_by_the_launcher_that_is_there(world, por
     result = world.run("train.sh", 2, port, "extra", STATUS="3")
     assert result.status == 3, result.err
     words = "--nnodes 1 --nproc_per_node 2 --master_port %d" % port
+    assert world.log().name[15:] == ".log"
     assert "launcher launch.py --use_env " + words in result.out.splitlines()
     assert result.train["args"][-1] == "extra"
 
@@ -237,6 +262,54 @@ def test_a_port_in_use_stops_it_before_the_launch(world, num_gpu, address):
     offered = int(words[words.index("port", words.index("port") + 1) + 1])
     with socket.socket() as probe:
         probe.bind(("", offered))
+
+
+def nodes(rank, number=2):
+    return {"NNODES": str(number), "NODE_RANK": str(rank), "MASTER_ADDR": "first"}
+
+
+@pytest.mark.parametrize("num_gpu", [1, 2])
+def test_several_machines_are_launched_with_their_number_and_the_first_ones_address(world, port, num_gpu):
+    result = world.run("train.sh", num_gpu, port, **nodes(2, 3))
+    assert result.status == 0, result.err
+    assert ("launcher launch.py --use_env --node_rank 2 --master_addr first --nnodes 3 --nproc_per_node %d "
+            "--master_port %d" % (num_gpu, port)) in result.out.splitlines()
+    assert world.log().name[15:] == "_node2.log"
+
+
+def test_one_machine_of_one_needs_no_address(world, port):
+    assert "launcher" not in world.run("train.sh", 1, port, NNODES="1", NODE_RANK="0").out
+    assert "launcher" not in world.run("train.sh", 1, port, NNODES="", NODE_RANK="", MASTER_ADDR="left over").out
+
+
+def test_only_the_first_machine_needs_the_port(world):
+    with socket.socket() as server:
+        server.bind(("", 0))
+        server.listen(1)
+        used = server.getsockname()[1]
+        assert world.run("train.sh", 1, used, **nodes(1)).status == 0
+        result = world.run("train.sh", 1, used, **nodes(0))
+    assert result.status == 1
+    assert "port %d is in use" % used in result.err
+
+
+@pytest.mark.parametrize("changed, words", [
+    ({"NNODES": None}, ["NODE_RANK=1", "without NNODES"]),
+    ({"NODE_RANK": None}, ["NNODES=2", "without NODE_RANK"]),
+    ({"MASTER_ADDR": None}, ["NNODES=2", "without MASTER_ADDR"]),
+    ({"NODE_RANK": "2"}, ["NODE_RANK=2", "from 0 to 1"]),
+    ({"NODE_RANK": "-1"}, ["NODE_RANK", "'-1'"]),
+    ({"NODE_RANK": "one"}, ["NODE_RANK", "'one'"]),
+    ({"NNODES": "0"}, ["NNODES", "'0'"]),
+    ({"NNODES": "1:2"}, ["NNODES", "'1:2'"]),
+])
+def test_machines_that_do_not_fit_together_are_one_error(world, port, changed, words):
+    result = world.run("train.sh", 2, port, **dict(nodes(1), **changed))
+    assert result.status == 2
+    assert result.out == ""
+    assert len(result.err.splitlines()) == 1
+    assert all(word in result.err for word in words)
+    assert not (world.root / "exp").exists()
 
 
 WRONG = [[], [1], ["two", 29500], [0, 29500], [-1, 29500], [1, "p"], [1, 0], [1, 65536], [1, 10 ** 20], ["", ""]]
@@ -302,42 +375,111 @@ def test_the_training_outlives_its_terminal(world, port):
 # slurm_train.sh
 
 
+def put_slurm(world):
+    for name, text in SLURM.items():
+        write(world.root.parent / "bin" / name, text, 0o755)
+
+
 def slurm(world, *args, **environment):
-    write(world.root.parent / "bin" / "srun", SRUN, 0o755)
+    put_slurm(world)
     result = world.run("slurm_train.sh", *args, **environment)
+    words = world.root.parent / "bin" / "sbatch.words"
+    result.sbatch = words.read_text().splitlines() if words.exists() else []
     result.srun = [line[len("srun: "):] for line in result.out.splitlines() if line.startswith("srun: ")]
     return result
 
 
-def test_srun_gets_the_job_and_train_py_the_same_arguments_as_without_it(world, port):
-    result = slurm(world, 8, port, "gpu", "--set", "epochs=1", nodes="2", STATUS="3")
+def test_sbatch_gets_the_job_and_train_py_the_same_arguments_as_without_it(world, port):
+    result = slurm(world, 8, port, "gpu", "--set", "epochs=1", "two words", "", nodes="2", STATUS="3")
     assert result.status == 3, result.err
-    assert result.srun[:8] == [
-        "--partition=gpu", "--nodes=2", "--ntasks=8", "--ntasks-per-node=4", "--gres=gpu:4", "--cpus-per-task=8",
-        "--job-name=shapes-DSSN-resnet18-20", "--kill-on-bad-exit=1"]
-    assert result.train["args"] == world.run("train.sh", 1, port, "--set", "epochs=1").train["args"]
+    assert result.sbatch[:14] == [
+        "--wait", "--requeue", "--parsable", "--partition=gpu", "--nodes=2", "--ntasks=8", "--ntasks-per-node=4",
+        "--gres=gpu:4", "--cpus-per-task=8", "--job-name=shapes-DSSN-resnet18-20", "--chdir=%s" % world.root,
+        "--output=%s" % world.log(), "--open-mode=append", "scripts/slurm_train.sh"]
+    assert result.srun[:2] == ["--kill-on-bad-exit=1", "--cpus-per-task=8"]
+    assert os.path.realpath(result.train["cwd"]) == os.path.realpath(str(world.root))
+    assert result.train["env"]["OMP_NUM_THREADS"] == "8"
+    without = world.run("train.sh", 1, port, "--set", "epochs=1", "two words", "")
+    assert result.train["args"] == without.train["args"]
+
+
+def test_the_log_of_the_job_is_shown(world, port):
+    result = slurm(world, 1, port, "gpu", exp="100%j")
+    assert result.status == 0, result.err
+    log = world.log()
+    assert log.parent == world.root / "exp/shapes/DSSN/100%j/20"
+    shown = result.out.splitlines()
+    assert shown[:3] == ["log: %s" % log.relative_to(world.root), "job: 17 (Ctrl-C cancels it)",
+                         "slurm: job 17 on node7, restart 0"]
+    assert shown[2:] == log.read_text().splitlines()
+    assert shown[-1] == "last line"
+
+
+def test_a_launchers_variables_do_not_reach_the_processes(world, port):
+    env = slurm(world, 2, port, "gpu", RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", OMP_NUM_THREADS="3").train["env"]
+    assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & set(env)
+    assert env["OMP_NUM_THREADS"] == "3"
+
+
+def test_a_process_that_slurm_stops_does_not_hide_the_status_of_the_one_that_failed(world, port):
+    assert slurm(world, 1, port, "gpu", STATUS="143").status == 1
+    assert slurm(world, 1, port, "gpu", STATUS="137").status == 137
+
+
+@pytest.mark.parametrize("state, status", [("CANCELLED", "0"), ("TIMEOUT", "0"), ("FAILED", "4")])
+def test_a_job_that_did_not_complete_has_not_succeeded(world, port, state, status):
+    result = slurm(world, 1, port, "gpu", STATE=state, STATUS=status)
+    assert result.status == (int(status) or 1)
+    assert result.out.splitlines()[-1] == "job: 17 " + state
+
+
+def test_a_refused_job_is_sbatchs_error_and_leaves_no_log(world, port):
+    result = slurm(world, 1, port, "nowhere", REFUSED="invalid partition specified: nowhere")
+    assert result.status == 1
+    assert result.err == "sbatch: error: invalid partition specified: nowhere\n"
+    assert not list(world.root.glob("exp/*/*/*/*/*.log"))
+
+
+@pytest.mark.parametrize("cluster", ["", "far"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_cancel_the_job(world, port, number, cluster):
+    put_slurm(world)
+    process = world.start("slurm_train.sh", 1, port, "gpu", "sleep", CLUSTER=cluster)
+    for line in process.stdout:
+        if line == "ready\n":
+            break
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)
+    out, err = process.communicate(timeout=10)
+    assert process.returncode == 128 + number, err
+    assert "scancel %s17" % ("--clusters=far " if cluster else "") in out.splitlines()
 
 
 @pytest.mark.parametrize("gres, expected", [(None, ["--gres=gpu:2"]), ("", []), ("gpu:a100:2", ["--gres=gpu:a100:2"])])
 def test_gres_can_be_changed_or_left_out(world, port, gres, expected):
     result = slurm(world, 2, port, "gpu", gres=gres, cpus_per_task="3")
-    assert [word for word in result.srun if word.startswith("--gres")] == expected
-    assert "--cpus-per-task=3" in result.srun
+    assert [word for word in result.sbatch if word.startswith("--gres")] == expected
+    assert "--cpus-per-task=3" in result.sbatch and "--cpus-per-task=3" in result.srun
 
 
-@pytest.mark.parametrize("num_gpu, nodes", [(3, "2"), (1, "2"), (2, "0"), (2, "two")])
-def test_gpus_that_do_not_divide_among_the_nodes_are_an_error(world, port, num_gpu, nodes):
-    result = slurm(world, num_gpu, port, "gpu", nodes=nodes)
+@pytest.mark.parametrize("num_gpu, settings", [
+    (3, {"nodes": "2"}), (1, {"nodes": "2"}), (2, {"nodes": "0"}), (2, {"nodes": "two"}),
+    (2, {"cpus_per_task": "0"}), (2, {"cpus_per_task": "many"})])
+def test_settings_that_make_no_job_are_an_error(world, port, num_gpu, settings):
+    result = slurm(world, num_gpu, port, "gpu", **settings)
     assert result.status == 2
-    assert "nodes" in result.err
+    assert list(settings)[0] in result.err
     assert len(result.err.splitlines()) == 1
+    assert result.sbatch == []
 
 
-@pytest.mark.skipif(shutil.which("srun") is not None, reason="Slurm is here")
+@pytest.mark.skipif(shutil.which("sbatch") is not None, reason="Slurm is here")
 def test_a_machine_without_slurm_is_one_error(world, port):
     result = world.run("slurm_train.sh", 1, port, "gpu")
     assert result.status == 1
-    assert "srun" in result.err
+    assert "sbatch" in result.err
     assert len(result.err.splitlines()) == 1
 
 

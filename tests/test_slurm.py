@@ -1,0 +1,145 @@
+"""scripts/slurm_train.sh with a real Slurm, which the tests start on this machine and stop."""
+import json
+import os
+import signal
+import time
+
+import pytest
+
+from slurm_cluster import PARTITION, CannotStart, Cluster
+
+pytestmark = pytest.mark.skipif(os.name != 'posix', reason='shell scripts')
+
+
+@pytest.fixture(scope='module')
+def cluster():
+    try:
+        cluster = Cluster().__enter__()
+    except CannotStart as error:
+        pytest.skip('Slurm: {}'.format(error))
+    yield cluster
+    cluster.__exit__()
+
+
+@pytest.fixture
+def submit(cluster, tiny_checkout, port):
+    """Starts slurm_train.sh on a tiny world: (checkout, process)."""
+    def start(num_gpu=2, patch=None, keys=(), **environment):
+        checkout = tiny_checkout(**dict(dict(epochs=1), **dict(keys)))
+        checkout.environment.update(SLURM_CONF=cluster.environment['SLURM_CONF'],
+                                    PATH=cluster.environment['PATH'], gres='', cpus_per_task='1')
+        if patch:
+            checkout.patch(*patch)
+        return checkout, checkout.start('slurm_train.sh', num_gpu, port, PARTITION, **environment)
+    return start
+
+
+def finish(process):
+    """(exit status, lines of output)"""
+    output = process.communicate(timeout=80)[0]
+    print(output)  # whole, where a test fails
+    return process.returncode, output.splitlines()
+
+
+def job_of(process):
+    """The number of the job that a process has submitted."""
+    for line in process.stdout:
+        if line.startswith('job: '):
+            return line.split()[1]
+    raise AssertionError('no job')
+
+
+def wait_for(condition):
+    end = time.time() + 60
+    while not condition():
+        assert time.time() < end
+        time.sleep(0.1)
+
+
+def read(checkout):
+    log, = checkout.logs()
+    return checkout.read(log)
+
+
+@pytest.mark.parametrize('nodes', ['1', '2'])
+def test_two_processes_train_as_a_batch_job(submit, nodes):
+    # A stale launcher's variables do not count.
+    checkout, process = submit(nodes=nodes, RANK='0', WORLD_SIZE='1', LOCAL_RANK='0')
+    status, output = finish(process)
+    assert status == 0, output
+    log = read(checkout).splitlines()
+    assert output == ['log: exp/tiny/DSSN/drawn/all/' + checkout.logs()[0], output[1]] + log
+    assert output[1].startswith('job: ')
+    names = {'1': '127.0.0.1', '2': '127.0.0.[1-2]'}[nodes]
+    assert log[0] == 'slurm: job {} on {}, restart 0'.format(output[1].split()[1], names)
+    assert sum(line.startswith('labeled list: ') for line in log) == 1  # one process writes
+    evaluation, summary = [json.loads(line) for line in checkout.read('metrics.jsonl').splitlines()]
+    assert (evaluation['processes'], summary['kind']) == (2, 'summary')
+
+
+@pytest.mark.parametrize('code, expected, words', [
+    ('exec("raise errors.UserError(\'bad image\')")', 1, 'train.py: error: rank 1 of 2: bad image'),
+    ('os._exit(9)', 9, 'task 1: Exited with exit code 9'),
+])
+def test_a_process_that_fails_ends_the_job_with_its_status(submit, code, expected, words):
+    checkout, process = submit(patch=(1, 'from dssn import engine, errors; engine.seed_step = lambda *_: ' + code))
+    status, output = finish(process)
+    assert status == expected, output
+    errors = [line for line in output if line.startswith('train.py: error: ') or 'task 1: Exited' in line]
+    assert words in errors[0]
+    assert output[-1].endswith(' FAILED')
+    assert not os.path.exists(os.path.join(checkout.run, 'metrics.jsonl'))
+
+
+SLOW = (0, 'import time; from dssn import engine; save = engine.Run.save; '
+           'engine.Run.save = lambda *args: (save(*args), time.sleep(20 * (args[0].epoch == 1 and not '
+           'int(os.environ.get("SLURM_RESTART_COUNT", 0)))))')
+
+
+def test_a_job_that_is_requeued_continues(cluster, submit):
+    checkout, process = submit(num_gpu=1, patch=SLOW, keys=dict(epochs=2))
+    job = job_of(process)
+    wait_for(lambda: os.path.exists(os.path.join(checkout.run, 'latest.pth')))
+    assert cluster.run('scontrol', 'requeue', job) == ''
+    # Slurm holds a requeued job back for two minutes: in the second in which its credential was
+    # revoked, the node would refuse it. More than that second is not needed here.
+    wait_for(lambda: 'JobState=PENDING' in cluster.run('scontrol', 'show', 'job', job))
+    wait_for(cluster.is_idle)
+    time.sleep(2)
+    cluster.run('scontrol', 'update', 'jobid=' + job, 'starttime=now')
+    status, output = finish(process)
+    assert status == 0, output
+    log = read(checkout)
+    assert log.index('restart 0') < log.index('restart 1') < log.index('latest.pth: 1 of 2 epochs are done')
+    records = [json.loads(line) for line in checkout.read('metrics.jsonl').splitlines()]
+    assert [(record['kind'], record['epoch']) for record in records] == [
+        ('evaluation', 1), ('evaluation', 2), ('summary', 2)]
+
+
+@pytest.mark.parametrize('queued', [True, False])
+def test_ctrl_c_cancels_the_job(cluster, submit, queued):
+    checkout, process = submit(num_gpu=1, **({'SBATCH_HOLD': '1'} if queued else {}))
+    job = job_of(process)
+    if not queued:
+        assert process.stdout.readline().startswith('slurm: job ' + job)
+    os.killpg(process.pid, signal.SIGINT)
+    status, output = finish(process)
+    assert status == 128 + signal.SIGINT, output
+    assert 'cancelling the job: scancel ' + job in output
+    assert 'JobState=CANCELLED' in cluster.run('scontrol', 'show', 'job', job)
+
+
+def test_a_job_that_others_cancel_has_not_succeeded(cluster, submit):
+    checkout, process = submit(num_gpu=1, SBATCH_HOLD='1')
+    job = job_of(process)
+    cluster.run('scancel', job)
+    status, output = finish(process)
+    assert (status, output[-1]) == (1, 'job: {} CANCELLED'.format(job))
+
+
+def test_a_refused_job_is_an_error_and_leaves_no_log(submit):
+    checkout, process = submit(num_gpu=1, gres='gpu:1')
+    status, output = finish(process)
+    assert status == 1
+    assert output[0].startswith('log: ') and all(line.startswith('sbatch: error: ') for line in output[1:])
+    assert checkout.logs() == []
