@@ -57,7 +57,7 @@ def test_an_image_that_one_process_cannot_read_ends_all_with_its_name_first(tiny
 
 def test_a_process_that_vanishes_ends_all(tiny_checkout, port):
     checkout = tiny_checkout(epochs=1)
-    checkout.patch(1, 'from dssn import engine; engine.seed_step = lambda *_: os._exit(9)')
+    checkout.patch(1, 'from dssn import update; update.seed_step = lambda *_: os._exit(9)')
     lines = failed(checkout, port)
     assert any('exitcode' in line and '9' in line for line in lines) or any('exit status 9' in line for line in lines)
     assert all('lost another process' in line for line in errors(lines))
@@ -65,7 +65,7 @@ def test_a_process_that_vanishes_ends_all(tiny_checkout, port):
 
 def test_a_machine_that_fails_ends_the_other(tiny_checkout, port):
     checkout = tiny_checkout(epochs=1)
-    checkout.patch(1, 'from dssn import engine; engine.seed_step = lambda *_: 1 / 0')
+    checkout.patch(1, 'from dssn import update; update.seed_step = lambda *_: 1 / 0')
     nodes = [checkout.start('train.sh', 1, port, NNODES='2', NODE_RANK=str(rank), MASTER_ADDR='127.0.0.1')
              for rank in (0, 1)]
     outputs = [node.communicate(timeout=100)[0] for node in nodes]
