@@ -82,7 +82,7 @@ def test_two_processes_train_as_a_batch_job(submit, nodes):
     ('os._exit(9)', 9, 'task 1: Exited with exit code 9'),
 ])
 def test_a_process_that_fails_ends_the_job_with_its_status(submit, code, expected, words):
-    checkout, process = submit(patch=(1, 'from dssn import engine, errors; engine.seed_step = lambda *_: ' + code))
+    checkout, process = submit(patch=(1, 'from dssn import errors, update; update.seed_step = lambda *_: ' + code))
     status, output = finish(process)
     assert status == expected, output
     errors = [line for line in output if line.startswith('train.py: error: ') or 'task 1: Exited' in line]
