@@ -90,7 +90,6 @@ class Update:
         self.scaler.update()
         return norm
 
-
     def average(self):
         ema.update(self.teacher, unwrap(self.student), self.method.keep_rate)
 
