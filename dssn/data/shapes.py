@@ -3,7 +3,7 @@
 Rotated, overlapping objects of six classes with a long tail on cluttered grounds. A class shows in
 its outline, in a coarse pattern, and in whether it is brighter or darker than the ground. Colour
 and light say nothing of it, and vary from object to object and from picture to picture: a few
-labeled images show chance colours, and strong views of the others teach to do without.
+labeled images show chance colours, and strong views teach to do without.
 """
 import math
 import os
