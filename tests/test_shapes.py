@@ -90,11 +90,77 @@ def test_borders_hold_no_classes_in_between(monkeypatch):
 def test_classes_have_a_long_tail(drawn):
     assert list(shapes.TAIL) == sorted(shapes.TAIL, reverse=True)
     assert len(shapes.TAIL) == 6 and abs(sum(shapes.TAIL) - 1) < 1e-9
+    assert shapes.TAIL[0] > 2 * shapes.TAIL[-1]
     present = [sum((mask == index).any() for mask in drawn[1]) for index in range(7)]
-    # Shares of the objects are 0.28 for the first and 0.08 for the last of them.
     assert present[0] >= 85
-    assert present[1] > 1.5 * present[6] and sum(present[1:3]) > 1.5 * sum(present[5:])
+    assert present[1] > 1.4 * present[6] and sum(present[1:3]) > 1.4 * sum(present[5:])
     assert min(present) > 5
+
+
+def test_objects_overlap(monkeypatch):
+    monkeypatch.setattr(shapes, 'TAIL', (1, 0, 0, 0, 0, 0))
+    areas, original = [], shapes._fill
+
+    def spy(*args):
+        outline = original(*args)
+        areas.append((np.asarray(outline) > 0).mean())
+        return outline
+    monkeypatch.setattr(shapes, '_fill', spy)
+    covered = [(np.asarray(draw(np.random.default_rng(i))[1]) > 0).mean() for i in range(20)]
+    assert sum(areas) > 1.15 * sum(covered)
+
+
+def test_objects_are_turned():
+    angles = []
+    for i in range(20):
+        place = shapes._placement(np.random.default_rng(i), 96, 96)
+        (x, y), (right, below) = place([(0, 0), (1, 0)])
+        angles.append(np.arctan2(below - y, right - x))
+    assert len({round(angle) for angle in angles}) > 4
+
+
+def colours(images, masks, kind):
+    """Mean hue of a class, as a complex number (0: no colour), for each picture that shows it."""
+    found = []
+    for image, mask in zip(images, masks):
+        hue, saturation, _ = [channel[mask == kind] / 255.0
+                              for channel in np.asarray(image.convert('HSV')).transpose(2, 0, 1)]
+        if len(hue) > 50:
+            found.append((saturation * np.exp(2j * np.pi * hue)).mean())
+    return np.array(found)
+
+
+def test_colour_says_nothing_of_the_class(drawn):
+    for kind in range(1, 7):
+        found = colours(*drawn, kind)
+        assert (abs(found) > 0.1).sum() > 10           # there is colour,
+        assert abs(found.mean()) < 0.15                # and it points everywhere
+    gray = [np.ptp(np.asarray(image), axis=2).max() == 0 for image in drawn[0]]
+    assert 0.05 < np.mean(gray) < 0.4
+
+
+def only(kind, number, monkeypatch):
+    """(gray levels, mask) of pictures whose objects are all of one class."""
+    monkeypatch.setattr(shapes, 'TAIL', tuple(float(i == kind) for i in range(1, 7)))
+    for i in range(number):
+        image, mask, _ = draw(np.random.default_rng((2, i)))
+        yield np.asarray(image.convert('L')).astype(float), np.asarray(mask) == kind
+
+
+@pytest.mark.parametrize('name, sign', [('disk', 1), ('ring', -1)])
+def test_disks_are_brighter_than_the_ground_and_rings_darker(name, sign, monkeypatch):
+    for gray, inside in only(CLASSES['shapes'].index(name), 15, monkeypatch):
+        assert sign * (gray[inside].mean() - gray[~inside].mean()) > 10
+
+
+def test_the_other_classes_show_a_pattern_of_dark_and_bright(monkeypatch):
+    def spread(name):
+        kind = CLASSES['shapes'].index(name)
+        return np.mean([gray[inside].std() / gray[inside].mean()
+                        for gray, inside in only(kind, 15, monkeypatch)])
+    plain = max(spread('disk'), spread('ring') / 2)
+    for name in ('square', 'triangle', 'star', 'cross'):
+        assert spread(name) > 1.5 * plain, name
 
 
 def test_objects_can_be_seen(drawn):
@@ -146,6 +212,14 @@ def full_lists(tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, 'draw', lambda rng: dot)
     main(['shapes', '--root', str(tmp_path / 'shapes')])
     return tmp_path / 'shapes'
+
+
+def test_every_class_is_in_several_of_the_labeled_images():
+    samples = read_list(os.path.join(SPLITS, '20', 'labeled.txt'))
+    numbers = [int(os.path.splitext(sample.image)[0][-4:]) for sample in samples]
+    masks = [draw(np.random.default_rng((shapes.SEED, number)))[1] for number in numbers]
+    present = [sum((np.asarray(mask) == kind).any() for mask in masks) for kind in range(7)]
+    assert min(present) >= 4, present
 
 
 def test_committed_lists_are_those_that_the_commands_give(full_lists, tmp_path):

@@ -1,8 +1,9 @@
 """`shapes`: a small data set that the package draws, so that everything runs with no download.
 
 Rotated, overlapping objects of six classes with a long tail on cluttered grounds. A class shows in
-its hue, and in brightness, pattern and outline too. Half of the pictures are black and white: few
-labels do not teach what to go by there, but strong views of the coloured ones do.
+its outline, in a coarse pattern, and in whether it is brighter or darker than the ground. Colour
+and light say nothing of it, and vary from object to object and from picture to picture: a few
+labeled images show chance colours, and strong views teach to do without.
 """
 import math
 import os
@@ -15,14 +16,18 @@ from dssn.data.classes import CLASSES
 from dssn.data.lists import Sample, write_list
 from dssn.errors import UserError
 
-TAIL = (0.28, 0.22, 0.18, 0.14, 0.10, 0.08)  # share of the objects, by class from 1
+TAIL = (0.24, 0.20, 0.17, 0.15, 0.13, 0.11)  # share of the objects, by class from 1
 SIZE = (96, 96)                              # width, height in pixels
-BRIGHTNESS = ((0.85, 1.0), (0.25, 0.4), (0.55, 0.7))  # value (HSV) of the classes, in turn
-COLOURLESS = 0.5                             # share of the pictures
+OBJECTS = (3, 5)                             # in a picture, fewest and most
+RADIUS = (0.20, 0.34)                        # of an object, in heights of the picture
+PERIOD = (10, 15)                            # of its pattern, in pixels: it survives blur at half size
+COLOURLESS = 0.2                             # share of the pictures
 OVERSAMPLE = 2                               # drawn larger, then shrunk: smooth edges
+# Ranges of saturation and of gray level; hue is any.
+DULL, DARK, BRIGHT = ((0, 0.5), (0.35, 0.55)), ((0.2, 1), (0.05, 0.22)), ((0.2, 1), (0.7, 0.95))
 N_TRAIN, N_VAL = 420, 120
 SEED = 2023
-DRAWING = 2  # raised when other pixels come from the same seed
+DRAWING = 3  # raised when other pixels come from the same seed
 
 
 def add_arguments(parser):
@@ -91,52 +96,7 @@ def _draw_sample(root, name, seed):
     return sample
 
 
-def draw(rng):
-    """One image: (RGB, mask of class indices, JPEG quality)."""
-    width, height = SIZE[0] * OVERSAMPLE, SIZE[1] * OVERSAMPLE
-    image = Image.fromarray(_ground(rng, width, height))
-    mask = Image.new('L', (width, height), 0)
-    for _ in range(int(rng.integers(2, 6))):
-        kind = 1 + int(rng.choice(len(TAIL), p=TAIL))
-        outline = _outline(CLASSES['shapes'][kind], rng, width, height)
-        texture = _texture(kind, rng, width, height)
-        image.paste(Image.fromarray(texture), (0, 0), outline)
-        mask.paste(kind, (0, 0), outline)
-    image = _camera(image.resize(SIZE, Image.Resampling.BOX), rng)
-    return image, mask.resize(SIZE, Image.Resampling.NEAREST), int(rng.integers(60, 95))
-
-
-def _outline(name, rng, width, height):
-    """A filled outline somewhere in the picture, as an L image of 0 and 255."""
-    radius = rng.uniform(0.16, 0.32) * height
-    x, y = rng.uniform(0.08, 0.92) * width, rng.uniform(0.08, 0.92) * height
-    turn, stretch = rng.uniform(0, 2 * math.pi), rng.uniform(0.8, 1.25)
-    lean = rng.uniform(0, math.pi)
-
-    def place(points):
-        """Polar points (radius, angle), stretched along `lean`, turned and moved."""
-        placed = []
-        for r, angle in points:
-            a, b = r * math.cos(angle + turn - lean), r * math.sin(angle + turn - lean)
-            a, b = a * stretch, b / stretch
-            placed.append((x + radius * (a * math.cos(lean) - b * math.sin(lean)),
-                           y + radius * (a * math.sin(lean) + b * math.cos(lean))))
-        return placed
-
-    circle = [(1, 2 * math.pi * i / 40) for i in range(40)]
-    polygons = {
-        'disk': [circle],
-        'square': [[(1.15, math.pi * (i + 0.5) / 2) for i in range(4)]],
-        'triangle': [[(1.3, 2 * math.pi * i / 3) for i in range(3)]],
-        'star': [[(1.35 if i % 2 == 0 else 0.55, math.pi * i / 5) for i in range(10)]],
-        'ring': [circle, [(0.5, angle) for _, angle in circle]],
-        'cross': [_cross(0.34)],
-    }[name]
-    outline = Image.new('L', (width, height), 0)
-    pen = ImageDraw.Draw(outline)
-    for fill, polygon in zip((255, 0), polygons):
-        pen.polygon(place(polygon), fill=fill)
-    return outline
+CIRCLE = [(1, 2 * math.pi * i / 40) for i in range(40)]
 
 
 def _cross(half):
@@ -148,53 +108,102 @@ def _cross(half):
     return corners
 
 
-def _colour(rng, hue=None, saturation=(0.35, 0.95), value=(0.4, 1.0)):
-    """A random colour (3,), of about the given hue if any."""
-    hue = rng.random() if hue is None else (hue + rng.normal(0, 0.04)) % 1
-    saturation, value = rng.uniform(*saturation), rng.uniform(*value)
+# Class: its pattern, and its outline as polygons of polar points (radius, angle); a second one is
+# a hole.
+LOOKS = {
+    'disk': ('bright', [CIRCLE]),
+    'square': ('stripes', [[(1.15, math.pi * (i + 0.5) / 2) for i in range(4)]]),
+    'triangle': ('core', [[(1.3, 2 * math.pi * i / 3) for i in range(3)]]),
+    'star': ('dots', [[(1.35 if i % 2 == 0 else 0.62, math.pi * i / 5) for i in range(10)]]),
+    'ring': ('dark', [[(1.1, angle) for _, angle in CIRCLE], [(0.5, angle) for _, angle in CIRCLE]]),
+    'cross': ('checks', [_cross(0.4)]),
+}
+
+
+def draw(rng):
+    """One image: (RGB, mask of class indices, JPEG quality)."""
+    width, height = SIZE[0] * OVERSAMPLE, SIZE[1] * OVERSAMPLE
+    image = Image.fromarray(_ground(rng, width, height))
+    mask = Image.new('L', (width, height), 0)
+    for _ in range(int(rng.integers(*OBJECTS, endpoint=True))):
+        kind = 1 + int(rng.choice(len(TAIL), p=TAIL))
+        pattern, polygons = LOOKS[CLASSES['shapes'][kind]]
+        place = _placement(rng, width, height)
+        outline = _fill([place(polygon) for polygon in polygons], width, height)
+        if pattern == 'core':
+            weight = np.asarray(_fill([place(polygons[0], 0.5)], width, height)) / 255
+        else:
+            weight = _pattern(pattern, rng, width, height, PERIOD)
+        texture = _mix(_colour(rng, *DARK), _colour(rng, *BRIGHT), weight)
+        image.paste(Image.fromarray(texture), (0, 0), outline)
+        mask.paste(kind, (0, 0), outline)
+    image = _camera(image.resize(SIZE, Image.Resampling.BOX), rng)
+    return image, mask.resize(SIZE, Image.Resampling.NEAREST), int(rng.integers(60, 95))
+
+
+def _placement(rng, width, height):
+    """Somewhere to put an object: a function that places polar points, at a share of its size."""
+    radius = rng.uniform(*RADIUS) * height
+    x, y = rng.uniform(0.1, 0.9) * width, rng.uniform(0.1, 0.9) * height
+    turn, stretch = rng.uniform(0, 2 * math.pi), rng.uniform(0.8, 1.25)
+    lean = rng.uniform(0, math.pi)
+
+    def place(points, share=1):
+        """Points (x, y): stretched along `lean`, turned and moved."""
+        placed = []
+        for r, angle in points:
+            a = share * radius * stretch * r * math.cos(angle + turn - lean)
+            b = share * radius / stretch * r * math.sin(angle + turn - lean)
+            placed.append((x + a * math.cos(lean) - b * math.sin(lean),
+                           y + a * math.sin(lean) + b * math.cos(lean)))
+        return placed
+    return place
+
+
+def _fill(polygons, width, height):
+    """The first polygon less the second, as an L image of 0 and 255."""
+    outline = Image.new('L', (width, height), 0)
+    pen = ImageDraw.Draw(outline)
+    for fill, polygon in zip((255, 0), polygons):
+        pen.polygon(polygon, fill=fill)
+    return outline
+
+
+def _colour(rng, saturation, gray):
+    """A colour (3,) of any hue, its saturation and its gray level in the given ranges of 0..1."""
+    hue, saturation, gray = rng.random(), rng.uniform(*saturation), rng.uniform(*gray)
     ramp = np.abs((hue * 6 + np.array([0, 4, 2])) % 6 - 3) - 1
-    return 255 * value * (1 - saturation * (1 - np.clip(ramp, 0, 1)))
+    colour = 1 - saturation * (1 - np.clip(ramp, 0, 1))
+    level = colour @ (0.299, 0.587, 0.114)
+    if gray < level:
+        return 255 * colour * gray / level
+    return 255 * (1 - (1 - colour) * (1 - gray) / (1 - level))
 
 
-def _texture(kind, rng, width, height):
-    """A full-size RGB array to cut the object from: in its class's hue, brightness and pattern."""
-    place = kind - 1
-    first = _colour(rng, place / 6, (0.45, 0.95), BRIGHTNESS[place % 3])
-    if place < 3:  # plain
-        return _mix(first, first, np.zeros((height, width)))
-    factor = rng.uniform(0.35, 0.6)
-    second = first / factor if place % 3 == 1 else first * factor  # the dark one turns brighter
-    return _mix(first, second, _pattern(1 + int(rng.integers(2)), rng, width, height))
-
-
-def _pattern(pattern, rng, width, height):
-    """Values in 0..1 (height, width): 1 stripes, 2 checks, 3 dots, turned and scaled."""
-    turn, pitch = rng.uniform(0, math.pi), rng.uniform(0.35, 0.9)
-    rows, columns = np.mgrid[:height, :width] / OVERSAMPLE
-    a = (columns * math.cos(turn) + rows * math.sin(turn)) * pitch
-    b = (rows * math.cos(turn) - columns * math.sin(turn)) * pitch
-    if pattern == 1:
-        return (np.sin(a) > 0).astype(float)
-    if pattern == 2:
-        return ((np.sin(a) > 0) ^ (np.sin(b) > 0)).astype(float)
-    return (np.sin(a) * np.sin(b) > 0.45).astype(float)
+def _pattern(pattern, rng, width, height, period):
+    """1 where the pattern is bright, 0 elsewhere (height, width); turned, of a random period."""
+    turn, period = rng.uniform(0, math.pi), rng.uniform(*period)
+    rows, columns = np.mgrid[:height, :width] / OVERSAMPLE * (2 * math.pi / period)
+    a = np.sin(columns * math.cos(turn) + rows * math.sin(turn) + rng.uniform(0, 2 * math.pi))
+    b = np.sin(rows * math.cos(turn) - columns * math.sin(turn) + rng.uniform(0, 2 * math.pi))
+    return {'dark': np.zeros_like(a), 'bright': np.ones_like(a), 'stripes': a > -0.5,
+            'checks': a * b > 0, 'dots': a * b > 0.35}[pattern].astype(float)
 
 
 def _ground(rng, width, height):
-    """Soft blotches and a pattern in dull colours, crossed by thin lines, as an RGB array."""
+    """Soft blotches and a fine, faint pattern in dull colours, crossed by lines, as an RGB array."""
     cells = int(rng.integers(2, 6))
     noise = Image.fromarray((255 * rng.random((cells, cells))).astype(np.uint8))
     blotches = np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC)) / 255
-    dull = (0.0, 0.3)
-    ground = _mix(_colour(rng, None, dull), _colour(rng, None, dull), blotches)
+    ground = _mix(_colour(rng, *DULL), _colour(rng, *DULL), blotches)
     if rng.random() < 0.6:
-        stripes = _pattern(int(rng.integers(1, 4)), rng, width, height)
-        ground = _mix(ground, _colour(rng, None, dull), 0.35 * stripes)
+        weave = _pattern(('stripes', 'checks', 'dots')[rng.integers(3)], rng, width, height, (3, 5))
+        ground = _mix(ground, _colour(rng, *DULL), 0.35 * weave)
     image = Image.fromarray(ground)
     pen = ImageDraw.Draw(image)
     for _ in range(int(rng.integers(0, 6))):
         ends = [int(v) for v in rng.integers(0, (width, height, width, height))]
-        pen.line(ends, tuple(int(c) for c in _colour(rng, None, dull)), int(rng.integers(2, 7)))
+        pen.line(ends, tuple(int(c) for c in _colour(rng, *DULL)), int(rng.integers(2, 7)))
     return np.asarray(image)
 
 
@@ -205,14 +214,14 @@ def _mix(first, second, weight):
 
 
 def _camera(image, rng):
-    """Uneven light, a little blur and noise, and no colour in half of the pictures."""
+    """Uneven light, a colour cast, a little blur and noise, and no colour in some pictures."""
     width, height = image.size
     turn, fall = rng.uniform(0, 2 * math.pi), rng.uniform(0, 0.5)
     rows, columns = np.mgrid[:height, :width]
     slope = (columns / width - 0.5) * math.cos(turn) + (rows / height - 0.5) * math.sin(turn)
     if rng.random() < 0.4:
-        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.9)))
-    light = np.asarray(image) * (rng.uniform(0.75, 1.1) + fall * slope)[..., None]
-    light = light + rng.normal(0, rng.uniform(2, 10), light.shape)
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 1.2)))
+    light = np.asarray(image) * (rng.uniform(0.7, 1.15) + fall * slope)[..., None]
+    light = light * rng.uniform(0.8, 1.2, 3) + rng.normal(0, rng.uniform(2, 10), light.shape)
     image = Image.fromarray(np.clip(light, 0, 255).astype(np.uint8))
     return image.convert('L').convert('RGB') if rng.random() < COLOURLESS else image
