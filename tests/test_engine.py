@@ -223,7 +223,7 @@ def test_another_number_of_processes_is_refused(tiny_world):
     # Not a real group: a refusal needs none.
     with pytest.raises(UserError, match='processes was 1, is 2'):
         parts = World(0, 0, 2)
-        parts.prepare_student = lambda model: model
+        parts.prepare_student = lambda model, static: model
         Run(world.load(skip_check=True), parts)
 
 

@@ -23,7 +23,8 @@ NAMES = os.path.join(os.path.dirname(__file__), 'data', 'state_dict_names.json')
 def config(**changes):
     keys = dict(nclass=21, backbone='resnet18', stem='deep', dilations=[6, 12, 18],
                 replace_stride_with_dilation=[False, False, True],
-                decoder_channels=256, base_channels=64)
+                decoder_channels=256, base_channels=64, checkpoint_backbone=False,
+                channels_last=False)
     keys.update(changes)
     return SimpleNamespace(**keys)
 
