@@ -24,7 +24,10 @@ def in_processes(work, items, workers):
         yield from map(work, items)
         return
     # Started anew, not forked: threads of this process (progress bar, PyTorch) cannot be copied.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context('spawn')) as pool:
+    context = multiprocessing.get_context('spawn')
+    # Without a lock: a process that is killed cannot leave it locked.
+    abandoned = context.RawValue('b', 0)
+    with ProcessPoolExecutor(workers, context, initializer=share, initargs=(abandoned,)) as pool:
         waiting = collections.deque()
         try:
             for start in range(0, len(items), CHUNK):
@@ -40,12 +43,23 @@ def in_processes(work, items, workers):
             raise UserError('one of the processes was killed, perhaps for its memory; use fewer '
                             '--workers (1 works in one process)') from None
         finally:
-            for future in waiting:  # after an error nobody waits for them
-                future.cancel()
+            # After an error nobody waits for the rest. Not by cancelling it: up to Python 3.10 the
+            # executor hangs where all that waits is cancelled and nothing is being worked on.
+            abandoned.value = 1
+
+
+def share(abandoned):
+    """Keep the flag that ends all work, in a process that works."""
+    work_on.abandoned = abandoned
 
 
 def work_on(work, items):
-    return [work(item) for item in items]
+    results = []
+    for item in items:
+        if work_on.abandoned.value:
+            break
+        results.append(work(item))
+    return results
 
 
 @contextlib.contextmanager
