@@ -21,7 +21,8 @@ from dssn.data import transforms as T
 from dssn.data.arguments import positive_number
 from dssn.data.datasets import (BASE, BOX1, BOX2, LABELED, PARTNER, STRONG1, STRONG2, UNLABELED)
 from dssn.data.loaders import TrainLoader, collate
-from dssn.data.views import cutmix_box, generator, strong_view
+from dssn.data.photometric import PIXELS
+from dssn.data.views import cutmix_box, generator, strong_operations
 
 CPU = torch.device('cpu')
 LEVELS = 2  # grey levels by which a weak view may differ from the plain one
@@ -151,8 +152,8 @@ class PlainSet(Dataset):
         weak, mask = plain_view(image, mask, cfg.crop_size,
                                 generator(cfg.seed, epoch, index, role + BASE))
         weak, *copies = [copy.deepcopy(weak) for _ in range(3)]
-        strong = [strong_view(image, generator(cfg.seed, epoch, index, role + view), cfg.num_aug,
-                              cfg.flag_use_random_num_sampling)
+        strong = [plain_strong_view(image, generator(cfg.seed, epoch, index, role + view),
+                                    cfg.num_aug, cfg.flag_use_random_num_sampling)
                   for view, image in zip((STRONG1, STRONG2), copies)]
         boxes = [cutmix_box(cfg.crop_size, generator(cfg.seed, epoch, draw.unlabeled,
                                                      UNLABELED + box)) for box in (BOX1, BOX2)]
@@ -175,6 +176,26 @@ def plain_view(image, mask, side, rng):
     if T.random_flip(rng):
         image, mask = ImageOps.mirror(image), ImageOps.mirror(mask)
     return image, mask
+
+
+def plain_hue(image, shift):
+    turned = [(hue + shift) % 256 for hue in range(256)]
+    same = list(range(256))
+    return image.convert('HSV').point(turned + same + same).convert('RGB')
+
+
+PLAIN_PIXELS = {
+    'brightness': F.adjust_brightness, 'contrast': F.adjust_contrast,
+    'color': F.adjust_saturation, 'hue': plain_hue,
+    'grayscale': lambda image, _: image.convert('L').convert('RGB')}
+
+
+def plain_strong_view(image, rng, num_aug, random_number):
+    """The same operations, each on the whole view and as Pillow and torchvision have it."""
+    for name, strength in strong_operations(rng, num_aug, random_number):
+        function = PLAIN_PIXELS[name] if name in PLAIN_PIXELS else PIXELS[name][0]
+        image = function(image, strength)
+    return image
 
 
 def to_floats(image):
