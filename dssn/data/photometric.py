@@ -114,39 +114,41 @@ def color(image, factor):
 def shift_hue(image, shift):
     """Turn the 8-bit hue by `shift` steps, wrapping at 256; saturation and value stay.
 
-    Pillow's conversion to HSV and back, but the way back in whole arrays. There a channel is the
-    value v less a part of the saturation s: v (1 - s/255 k/85), rounded, where k = 0..85 depends
-    on the hue alone. The numerator v (255 * 85 - s k) is whole, below 2^24 and, divided by the odd
-    255 * 85, never halfway between two grey levels nor within a float32's error of it.
+    Pillow's conversion to HSV and back, but the way back in whole arrays. There each channel is
+    v (1 - s/255 k/85), rounded, where k = 0..85 depends on the hue alone. In whole numbers that is
+    v (FULL - s k) / FULL: the numerator is exact in float32, and since FULL is odd the quotient
+    is at least 1 / (2 FULL) away from where rounding turns, three times a float32's error.
     """
     if image.mode == 'L':
         return image  # gray has no hue
     hsv = image.convert('HSV')
     hue, saturation, value = [hsv.tobytes('raw', band) for band in 'HSV']
-    parts = [np.frombuffer(hue.translate(np.roll(table, -shift).tobytes()), np.uint8)
-             for table in HUE_PARTS]
+    parts = [np.frombuffer(hue.translate(np.roll(k, -shift).tobytes()), np.uint8)
+             for k in HUE_PARTS]
     saturation, value = np.frombuffer(saturation, np.uint8), np.frombuffer(value, np.uint8)
     channels = np.empty((3, len(value)), np.uint8)
     for start in range(0, len(value), 1 << 15):  # in pieces that stay in a core's cache
         piece = slice(start, start + (1 << 15))
         s, v = saturation[piece].astype(np.uint16), value[piece].astype(np.float32)
-        for channel, part in zip(channels, parts):
-            channel[piece] = np.rint((FULL - s * part[piece]) * v / np.float32(FULL))
+        for channel, k in zip(channels, parts):
+            channel[piece] = np.rint((FULL - s * k[piece]) * v / np.float32(FULL))
     return Image.merge('RGB', [Image.frombuffer('L', image.size, channel.data, 'raw', 'L', 0, 1)
                                for channel in channels])
 
 
 def _hue_parts():
-    """(3, 256) uint8: by how many 85ths saturation lowers red, green, blue at each hue.
+    """k of `shift_hue` for red, green, blue at each hue: (3, 256) uint8.
 
-    Twelve 85ths of the circle make a step of 6 h / 255 = 2 h / 85; its whole part is the sector.
+    The circle has six sectors of 85 half steps. From one to the next one channel goes down or up,
+    the others stay at most (k = 0) and least (k = 85).
     """
-    sector, step = np.divmod(2 * np.arange(256), 85)
-    none, all_, rising, falling = 0 * step, 0 * step + 85, 85 - step, step
-    sectors = [(none, falling, all_, all_, rising, none),
-               (rising, none, none, falling, all_, all_),
-               (all_, all_, rising, none, none, falling)]
-    return np.stack([np.choose(sector % 6, channel) for channel in sectors]).astype(np.uint8)
+    sector, step = np.divmod(2 * np.arange(256), 85)  # 255 is where the circle closes, as 0 is
+    most, down, least, up = 0 * step, step, 0 * step + 85, 85 - step
+    red = most, down, least, least, up, most
+    green = up, most, most, down, least, least
+    blue = least, least, up, most, most, down
+    return np.stack([np.choose(sector % 6, channel)
+                     for channel in (red, green, blue)]).astype(np.uint8)
 
 
 FULL = np.uint16(255 * 85)
@@ -186,7 +188,7 @@ def apply(operations, image, box=None):
     Returns:
         RGB, of the image's size or the box's: the same pixels as of the whole, cut afterwards.
     """
-    steps = [(*PIXELS[name], strength) for name, strength in operations]
+    steps = [PIXELS[name] + (strength,) for name, strength in operations]
     everywhere = 1 + max((i for i, (_, reach, _) in enumerate(steps) if reach is WHOLE), default=-1)
     for function, _, strength in steps[:everywhere]:
         image = function(image, strength)
