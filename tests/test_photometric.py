@@ -210,7 +210,8 @@ REFERENCE = {
     'solarize': ImageOps.solarize,
 }
 STRENGTHS = {
-    'brightness': [0.05, 0.5, 0.731, 1.0, 1.27, 1.5], 'contrast': [0.05, 0.5, 0.731, 1.0, 1.27, 1.5],
+    'brightness': [0.05, 0.5, 0.731, 1.0, 1.27, 1.5],
+    'contrast': [0.05, 0.5, 0.731, 1.0, 1.27, 1.5],
     'color': [0.05, 0.5, 1.0, 1.5], 'hue': [-127, -63, -1, 0, 1, 40, 127],
     'blur': [0.1, 0.7, 1.3, 2.0], 'sharpness': [0.05, 0.95], 'posterize': [4, 5, 6, 7],
     'solarize': [1, 100, 255]}
@@ -319,9 +320,10 @@ def cut(image, box):
 
 
 def random_box(size, rng):
-    """Any box in an image of (width, height) `size`; half of them touch its border."""
+    """A box in an image of (width, height) `size`: any, one pixel, or one that touches a border."""
     left, top = (int(rng.integers(0, side)) for side in size)
-    width, height = int(rng.integers(1, size[0] - left + 1)), int(rng.integers(1, size[1] - top + 1))
+    width = int(rng.integers(1, size[0] - left + 1))
+    height = int(rng.integers(1, size[1] - top + 1))
     kind = rng.integers(4)
     return [(top, left, height, width), (top, left, 1, 1), (0, left, height, width),
             (top, left, size[1] - top, size[0] - left)][kind]

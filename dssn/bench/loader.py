@@ -35,12 +35,13 @@ def add_arguments(parser):
     python -m dssn.bench loader --config configs/cityscapes.yaml --size 2048 1024 --format png
 
 The plain order, usual in the field: decode image and mask, resize the whole of both, pad, crop,
-flip, copy the image for each view, and turn each view into normalised floats; an unlabeled
-sample is loaded so twice, as target and as CutMix partner, its mask in vain. Both ways share the photometric operations, the
-random numbers and the files, drawn for the occasion, and must give the same labels, and the same
-weak views within 2 grey levels. Ours gives 8-bit pixels, which the device normalises: that is not
-in its time. A sample is one row of a batch: a labeled image, an unlabeled one and its partner.
-Seconds are the core's (processor time); with --workers, those of the clock.
+flip, copy the image for each view, do the photometric operations on it one by one as Pillow and
+torchvision have them, and turn each view into normalised floats; an unlabeled sample is loaded so
+twice, as target and as CutMix partner, its mask in vain. Both ways draw the same operations from
+the same random numbers, read the same files, drawn for the occasion, and must give the same labels,
+and the same weak views within 2 grey levels. Ours gives 8-bit pixels, which the device normalises:
+that is not in its time. A sample is one row of a batch: a labeled image, an unlabeled one and its
+partner. Seconds are the core's (processor time); with --workers, those of the clock.
     """
     parser.add_argument('--config', required=True, help='YAML file of the experiment')
     parser.add_argument('--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE',
