@@ -215,9 +215,13 @@ class Run:
                 self._fit()
             log.summary()
         except RuntimeError as error:
-            if 'out of memory' not in str(error):
-                raise
-            raise UserError(memory_advice(cfg, str(error))) from None
+            if 'out of memory' in str(error):
+                raise UserError(memory_advice(cfg, str(error))) from None
+            if 'DataLoader worker' in str(error):  # comes at any moment, within a step too
+                raise UserError(f'{one_line(error)}; if its memory did not suffice use fewer '
+                                'workers; the same command goes on from step '
+                                f'{self.saved_step or 0}') from None
+            raise
         finally:
             log.close()
             self.leave_folder()

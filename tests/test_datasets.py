@@ -337,7 +337,7 @@ def test_pixels_arrive_as_red_green_blue(tiny_world):
 # Errors, and evaluation.
 
 def test_a_bad_file_is_an_item_that_names_its_line(tiny_world):
-    world = tiny_world()
+    world = tiny_world(max_bad_samples=0)
     data = train_set(world)
     with open(os.path.join(world.root, 'images', 'unlabeled4.jpg'), 'wb') as file:
         file.write(b'no image')
@@ -346,6 +346,44 @@ def test_a_bad_file_is_an_item_that_names_its_line(tiny_world):
         assert isinstance(item, UserError)
         assert str(item).startswith(world.unlabeled + ' line 5: ')
     assert not isinstance(data[Draw(0, 0, 2, 3, 0)], UserError)
+
+
+def test_the_next_sample_that_can_be_read_stands_for_a_bad_one(tiny_world):
+    world = tiny_world(cutmix_partner='other')
+    data = train_set(world)
+    for name in ('unlabeled4', 'unlabeled5', 'unlabeled8', 'labeled1'):
+        with open(os.path.join(world.root, 'images', name + '.jpg'), 'wb') as file:
+            file.write(b'no image')
+    for draw, stands, paths in (
+            (Draw(1, 0, 2, 3, 0), Draw(2, 0, 2, 3, 0), ['labeled1']),
+            (Draw(0, 0, 4, 2, 0), Draw(0, 0, 6, 2, 0), ['unlabeled4']),
+            (Draw(0, 0, 2, 5, 0), Draw(0, 0, 2, 6, 0), ['unlabeled5']),
+            (Draw(0, 3, 8, 8, 1), Draw(0, 3, 0, 0, 1), ['unlabeled8'])):
+        found, expected = data[draw], data[stands]
+        assert [path for path, _ in found.files] == ['images/{}.jpg'.format(p) for p in paths]
+        for path, text in found.files:
+            assert path in text and 'replaced by' in text and ' line ' in text
+        for part, same in zip(found.row, expected):
+            assert all(torch.equal(a, b) for a, b in zip(part, same))
+
+
+def test_a_bad_mask_of_a_labeled_image_is_replaced_too(tiny_world):
+    world = tiny_world()
+    Image.new('L', (40, 30), 9).save(os.path.join(world.root, 'masks', 'labeled0.png'))
+    item = train_set(world)[Draw(0, 0, 1, 1, 0)]
+    assert int(item.row.x.index) == 1 and 'labeled0.png' in item.files[0][1]
+
+
+def test_nothing_stands_for_what_is_all_bad_or_away(tiny_world):
+    world = tiny_world()
+    data = train_set(world)
+    for i in range(5):
+        os.remove(os.path.join(world.root, 'images', 'labeled{}.jpg'.format(i)))
+    assert isinstance(data[Draw(1, 0, 1, 1, 0)], UserError)
+    world = tiny_world()
+    data = train_set(world)
+    os.rename(world.root, world.root + '.away')
+    assert 'images/labeled1.jpg' in str(data[Draw(1, 0, 1, 1, 0)])
 
 
 def test_evaluation_sees_whole_images_in_list_order(tiny_world):

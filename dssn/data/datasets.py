@@ -83,7 +83,7 @@ class TrainSet(Dataset):
 
         Which one stands for it depends on the list alone, not on when or where it is read.
         """
-        cfg = self.cfg
+        cfg, failure = self.cfg, None
         for place in range(index, index + len(samples)):
             place %= len(samples)
             try:
@@ -92,7 +92,7 @@ class TrainSet(Dataset):
                 # A folder that is away is no bad sample: the run ends, and goes on when it is back.
                 if not cfg.max_bad_samples or not os.path.isdir(cfg.data_root or '.'):
                     raise
-                failure = error
+                failure = failure or error
                 continue
             if place != index:
                 bad.append((samples[index].image, f'warning: a bad sample was replaced by '
