@@ -88,7 +88,7 @@ def main(argv=None):
         from dssn.predict import find_images
         samples, notes = find_images(args.images, args.save_dir)
     else:
-        samples = read_list(cfg.val_id_path)
+        samples = read_list(cfg.val_id_path, True, cfg.allow_outside)
         check_files(samples, cfg.data_root)
     models = {role: build_model(cfg) for role in states}
     for role, model in models.items():
@@ -179,7 +179,12 @@ def read_config(args, content):
     if not isinstance(content, dict) or not isinstance(content.get('config'), dict):
         raise UserError(f'{args.checkpoint}: carries no config; give the one it was trained with: '
                         '--config configs/....yaml')
-    return config.from_dict(content['config'], args.checkpoint, overrides, args.assignments)
+    # Who uses a stranger's checkpoint has not allowed what its config allows.
+    values = dict(content['config'], allow_outside=False)
+    if isinstance(values.get('classes'), str):
+        raise UserError(f"{args.checkpoint}: its config's classes are no list of names; give a "
+                        'config: --config configs/....yaml')
+    return config.from_dict(values, args.checkpoint, overrides, args.assignments)
 
 
 def write_json(args, cfg, names, absent, result, seconds):

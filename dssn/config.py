@@ -65,6 +65,8 @@ class Config:
     labeled_id_path: str = key('', 'id list with images and masks')
     unlabeled_id_path: str = key('', 'id list of images without masks')
     val_id_path: str = key('', 'id list to evaluate on; empty: splits/<dataset>/val.txt')
+    allow_outside: bool = key(False, 'let id lists name files outside data_root, by `..` or an '
+                                     'absolute path; links in data_root are followed anyway')
     skip_check: bool = key(False, 'train without first checking that listed files exist, that val '
                                   'is apart, and some masks')
     save_path: str = key('', "the run's folder")

@@ -22,7 +22,7 @@ from dssn.watching import Watch
 # Keys that a run may be resumed with other values of: they change no number of it.
 FREE_KEYS = ('workers', 'log_every', 'device', 'save_path', 'data_root', 'skip_check',
              'eval_batch_size', 'panel_every', 'panel_images', 'watch_truth',
-             'checkpoint_backbone')
+             'checkpoint_backbone', 'allow_outside')
 
 
 def prepare_folder(path):
@@ -257,11 +257,11 @@ def read_lists(cfg, uses_unlabeled):
         path = getattr(cfg, key)
         if not path:
             raise UserError(f"no id list given: set {key} (--{key.replace('_', '-')})")
-        return read_list(path, masks)
+        return read_list(path, masks, cfg.allow_outside)
     return (listed('labeled_id_path', True),
             listed('unlabeled_id_path', False) if uses_unlabeled else None,
             listed('val_id_path', True),
-            read_list(cfg.select_on) if cfg.select_on else None)
+            read_list(cfg.select_on, True, cfg.allow_outside) if cfg.select_on else None)
 
 
 def check_data(cfg, world, labeled, unlabeled, val, select_on=None):

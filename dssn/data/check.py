@@ -79,7 +79,7 @@ def run(args):
     cfg = read_config(args)
     report = Report(cfg, {}, [], {})
     for role, path in config.list_paths(cfg).items():
-        report.lists[role] = read_listed(role, path, report.problems)
+        report.lists[role] = read_listed(role, path, report.problems, cfg.allow_outside)
     print(head(report))
     check_root(cfg.data_root)
     check(report, args.workers)
@@ -102,12 +102,12 @@ def read_config(args):
         'val_id_path': args.val, 'data_root': args.data_root}, args.assignments)
 
 
-def read_listed(role, path, problems):
+def read_listed(role, path, problems, allow_outside=False):
     """A list's `Listed`; lines that cannot be read are appended to the problems."""
     samples, good = [], True
     for line, place in read_lines(path):
         try:
-            samples.append(parse_line(line, place, masks=role != 'unlabeled'))
+            samples.append(parse_line(line, place, role != 'unlabeled', allow_outside))
         except UserError as error:
             good, sample = False, Sample(line, None, place)
             problems.append(problem_at(sample, 'bad_line', str(error), role, None))

@@ -52,6 +52,8 @@ and that of val not on --labeled.
                              'among val, where possible')
     parser.add_argument('--ignore-index', type=whole_number, default=255, metavar='VALUE',
                         help='mask value that is no class, for --stratified (default: 255)')
+    parser.add_argument('--allow-outside', action='store_true',
+                        help='take lists that name files outside data_root, by `..` or absolute paths')
     parser.add_argument('--seed', type=whole_number, default=0, help='of the choice (default: 0)')
     parser.add_argument('--out', required=True, metavar='FOLDER',
                         help='folder of the new lists, such as splits/mine/40')
@@ -71,7 +73,7 @@ def run(args):
     samples, root = read_samples(args)
     held_out, val_is_list = [], args.val is not None and not is_amount(args.val)
     if val_is_list:
-        samples, held_out = without(samples, args.val)
+        samples, held_out = without(samples, args.val, args.allow_outside)
     classes = classes_of(samples, root, args.ignore_index) if args.stratified else {}
     val = 0 if args.val is None or val_is_list else count_or_share(args.val)
     labeled, unlabeled, val = choose(samples, args.labeled, val, args.seed, classes)
@@ -94,7 +96,7 @@ def run(args):
 def read_samples(args):
     """(samples, data root or None) of the id list or the folders."""
     if args.list:
-        return read_list(args.list, masks=False), args.data_root
+        return read_list(args.list, False, args.allow_outside), args.data_root
     samples, root, alone = pair_files(args.images, args.masks, args.mask_suffix,
                                       args.image_suffix, args.data_root)
     if alone:
@@ -110,9 +112,9 @@ def is_amount(text):
         return False
 
 
-def without(samples, path):
+def without(samples, path, allow_outside=False):
     """(the samples whose image the list does not name, the list's own samples)."""
-    held_out = read_list(path)
+    held_out = read_list(path, True, allow_outside)
     images = {sample.image for sample in held_out}
     return [sample for sample in samples if sample.image not in images], held_out
 
@@ -208,7 +210,7 @@ def write_lists(lists, val_path):
     """
     new = lists.get(val_path)
     if new and os.path.exists(val_path) and (
-            [s[:2] for s in read_list(val_path)] != [s[:2] for s in new]):
+            [s[:2] for s in read_list(val_path, True, allow_outside=True)] != [s[:2] for s in new]):
         raise UserError(f'{val_path} is there and holds other samples; keep it with --val '
                         f'{val_path}, or choose another --out')
     try:
