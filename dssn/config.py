@@ -187,47 +187,56 @@ def resolve(content, place, overrides, assignments):
             raise UserError(f"{where}: key '{name}' has no effect with method {method.name}; "
                             'leave it out or choose another method')
     resolved['method'] = method.name
-    return complete(method.Config, resolved, place)
+    places = {name: where for name, (_, where) in values.items() if where != place}
+    return complete(method.Config, resolved, place, places)
 
 
-def complete(config_class, values, path):
-    """Fill in the defaults that depend on other keys and check what no single key can tell."""
+def complete(config_class, values, path, places):
+    """Fill in the defaults that depend on other keys and check what no single key can tell.
+
+    `places` says of keys that the command line has set where it has.
+    """
+    def where(*names):
+        return next((places[name] for name in names if name in places), path)
     if not values.get('dataset'):
-        raise UserError(f"{path}: key 'dataset' is missing; known data sets: {', '.join(DATASETS)}; "
+        raise UserError(f"{where('dataset')}: key 'dataset' is missing; known data sets: {', '.join(DATASETS)}; "
                         'any other name is your own data')
     if not re.fullmatch(r'[A-Za-z0-9_-][A-Za-z0-9_.-]*', values['dataset']):
-        raise UserError(f"{path}: dataset = {shown(values['dataset'])} must be a plain name of letters, "
+        raise UserError(f"{where('dataset')}: dataset = {shown(values['dataset'])} must be a plain name of letters, "
                         "digits, '_', '-' and '.', which does not begin with '.'")
     names, colours = values.get('classes') or [], values.get('colours') or []
     if 'nclass' not in values and names:
-        values['nclass'] = check_value(path, config_class.__dataclass_fields__['nclass'], len(names))
+        values['nclass'] = check_value(
+            where('classes'), config_class.__dataclass_fields__['nclass'], len(names))
     if 'nclass' not in values:
         raise UserError(f"{path}: key 'nclass' is missing: the number of classes in the masks (or "
                         'name the classes in `classes`)')
     for name, items in (('classes', names), ('colours', colours)):
         if items and len(items) != values['nclass']:
-            raise UserError(f"{path}: {name} has {len(items)} entries but nclass = "
+            raise UserError(f"{where(name, 'nclass')}: {name} has {len(items)} entries but nclass = "
                             f"{values['nclass']}; make them agree")
     if values.get('watch_truth') and values.get('panel_every') == 0:
-        raise UserError(f'{path}: watch_truth = true has no effect with panel_every = 0: truth is '
+        raise UserError(f"{where('watch_truth', 'panel_every')}: "
+                        'watch_truth = true has no effect with panel_every = 0: truth is '
                         'looked at when panels are drawn; set panel_every to at least 1, or leave '
                         'watch_truth out')
-    check_batch(config_class, values, path)
+    check_batch(config_class, values, where)
     if not values.get('val_id_path'):
         values['val_id_path'] = f"splits/{values['dataset']}/val.txt"
     return config_class(**values)
 
 
-def check_batch(config_class, values, path):
+def check_batch(config_class, values, where):
     """Raise a UserError where batch_size, accumulate, scale_lr and reference_batch do not agree."""
     def value(name):
         return values.get(name, config_class.__dataclass_fields__[name].default)
     if value('batch_size') % value('accumulate'):
-        raise UserError(f"{path}: accumulate = {value('accumulate')} must divide batch_size = "
-                        f"{value('batch_size')}: a batch is split into equal parts")
+        raise UserError(f"{where('accumulate', 'batch_size')}: accumulate = {value('accumulate')} "
+                        f"must divide batch_size = {value('batch_size')}: a batch is split into "
+                        'equal parts')
     if value('scale_lr') and not value('reference_batch'):
-        raise UserError(f'{path}: scale_lr needs reference_batch, the global batch that lr is '
-                        'meant for')
+        raise UserError(f"{where('scale_lr', 'reference_batch')}: scale_lr needs reference_batch, the "
+                        'global batch that lr is meant for: set it, such as reference_batch=8')
 
 
 def list_paths(cfg):

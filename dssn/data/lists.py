@@ -144,7 +144,8 @@ def line_of(sample):
     # An image alone whose name has a space ends in a tab, so that it is not split there.
     line = '\t'.join(parts if len(parts) == 2 else parts + ['']) if spaced else ' '.join(parts)
     for part in parts:
-        if any(sign in part for sign in '\t\r\n') or part != part.strip():
+        # A byte order mark at the start of a file is not read as part of a name.
+        if any(sign in part for sign in '\t\r\n\0') or part != part.strip() or part[:1] == '\ufeff':
             raise UserError(f'{part!r}: an id list cannot hold a name with a tab or a line end, nor '
                             'a path with a space at its start or end; rename the file')
         if part != part.encode('utf-8', 'ignore').decode('utf-8'):
