@@ -60,7 +60,7 @@ def parse_arguments(argv=None):
         parser.error('--save-dir shows one network: give --weights student or teacher')
     for flag in ('id_path', 'absent', 'json'):
         if args.images and getattr(args, flag):
-            parser.error(f"--images has no truth: --{flag.replace('_', '-')} says nothing there")
+            parser.error(f"--images has no truth: leave --{flag.replace('_', '-')} out")
     return args
 
 
@@ -203,7 +203,8 @@ def write_json(args, cfg, names, absent, result, seconds):
         with open(args.json, 'w', encoding='utf-8') as file:
             json.dump(content, file, indent=1)
     except OSError as error:
-        raise UserError(f'--json {args.json}: cannot be written ({error.strerror})') from None
+        raise UserError(f'--json {args.json}: cannot be written ({error.strerror}); name a file in '
+                        'a folder that is there') from None
 
 
 if __name__ == '__main__':

@@ -15,7 +15,8 @@ def read_torch_file(path):
             containers, numbers, text and tensors.
     """
     if not os.path.isfile(path):
-        raise UserError(f'{path}: no such checkpoint')
+        raise UserError(f'{path}: no such checkpoint; a run keeps best.pth, t_best.pth and '
+                        'latest.pth in its folder')
     try:
         return torch_files.read(path)
     except torch_files.Refused as error:
@@ -24,7 +25,7 @@ def read_torch_file(path):
     except Exception as error:  # a damaged file makes the readers raise almost anything
         text = ' '.join(str(error).split())[:200]
         raise UserError(f'{path}: not a readable checkpoint ({type(error).__name__}: {text}); it '
-                        'may be damaged or not from torch.save') from None
+                        'may be damaged or not from torch.save: take another copy') from None
 
 
 def save(path, content):

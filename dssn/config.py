@@ -199,11 +199,11 @@ def complete(config_class, values, path, places):
     def where(*names):
         return next((places[name] for name in names if name in places), path)
     if not values.get('dataset'):
-        raise UserError(f"{where('dataset')}: key 'dataset' is missing; known data sets: {', '.join(DATASETS)}; "
-                        'any other name is your own data')
+        raise UserError(f"{where('dataset')}: key 'dataset' is missing; known data sets: "
+                        f"{', '.join(DATASETS)}; any other name is your own data")
     if not re.fullmatch(r'[A-Za-z0-9_-][A-Za-z0-9_.-]*', values['dataset']):
-        raise UserError(f"{where('dataset')}: dataset = {shown(values['dataset'])} must be a plain name of letters, "
-                        "digits, '_', '-' and '.', which does not begin with '.'")
+        raise UserError(f"{where('dataset')}: dataset = {shown(values['dataset'])} must be a plain "
+                        "name of letters, digits, '_', '-' and '.', which does not begin with '.'")
     names, colours = values.get('classes') or [], values.get('colours') or []
     if 'nclass' not in values and names:
         values['nclass'] = check_value(
@@ -235,8 +235,8 @@ def check_batch(config_class, values, where):
                         f"must divide batch_size = {value('batch_size')}: a batch is split into "
                         'equal parts')
     if value('scale_lr') and not value('reference_batch'):
-        raise UserError(f"{where('scale_lr', 'reference_batch')}: scale_lr needs reference_batch, the "
-                        'global batch that lr is meant for: set it, such as reference_batch=8')
+        raise UserError(f"{where('scale_lr', 'reference_batch')}: scale_lr needs reference_batch, "
+                        'the global batch that lr is meant for: set it, such as reference_batch=8')
 
 
 def list_paths(cfg):

@@ -50,7 +50,8 @@ def find_images(folder, save_dir):
     kinds = ', '.join(f'{ending}: {count}' for ending, count in sorted(others.items()))
     notes = [f'files passed over because of their ending: {kinds}'] if others else []
     if not images:
-        raise UserError('; '.join([f'--images {folder}: no image in it or below'] + notes))
+        raise UserError('; '.join([f'--images {folder}: no image in it or below'] + notes
+                                  + ['name a folder with images']))
     return [Sample(name, None, '--images') for name in sorted(images)], notes
 
 

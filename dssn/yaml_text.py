@@ -21,8 +21,8 @@ def read_mapping(path):
         with open(path, encoding='utf-8') as file:
             text = file.read(LARGEST + 1)
     except FileNotFoundError:
-        raise UserError(f'{path}: no such config file; the ones that come with the project are in '
-                        'configs/') from None
+        raise UserError(f'{path}: no such config file; name another one: those that come with the '
+                        'project are in configs/') from None
     except (OSError, ValueError) as error:
         raise UserError(f'{path}: cannot be read as a config file: {error}; give a text file in '
                         'UTF-8') from None
@@ -34,7 +34,8 @@ def read_mapping(path):
     except ValueError as error:
         raise UserError(f'{path}: not valid YAML: {error}; correct the line') from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: must hold 'key: value' lines, found {type(content).__name__}")
+        raise UserError(f"{path}: must hold 'key: value' lines, found {type(content).__name__}; "
+                        'write one key a line, such as `epochs: 80`')
     for name in content:
         if not isinstance(name, str):
             raise UserError(f'{path}: key {shown(name)} is not a word; keys are names such as '
@@ -51,7 +52,8 @@ def parse(text):
     except RecursionError:
         raise ValueError('lists or mappings too deep in one another') from None
     except yaml.YAMLError as error:
-        raise ValueError(' '.join(str(error).split())) from None
+        text = ' '.join(str(error).split()).replace(' in "<unicode string>", line', ' at line')
+        raise ValueError(text) from None
     except Exception as error:  # PyYAML on values that its tags do not allow raises almost anything
         raise ValueError(f'a value that its type does not allow ({type(error).__name__}: '
                          f'{" ".join(str(error).split())[:80]})') from None

@@ -165,7 +165,7 @@ def quick_check(cfg, labeled, unlabeled, val, select_on=None):
             problems += glance_at_masks(cfg, role, lists[role])
         return summed_up(problems)
     except UserError as error:
-        raise UserError(f'{error}. (`python -m dssn.data check --config ...` names all there is; '
+        raise UserError(f'{error}{"" if str(error).endswith("?") else "."} (`python -m dssn.data check --config ...` names all there is; '
                         '--skip-check trains without a look at the data)') from None
 
 

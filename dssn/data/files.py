@@ -231,7 +231,8 @@ def missing_file(data_root, name, sample):
     elif os.path.exists(os.path.join(data_root, name)):
         advice = 'that is a pipe or a device: name a file'
     # In a folder of both, an image's mask is no hint to the image.
-    elif similar and similar not in [os.path.basename(n) for n in (sample.image, sample.mask) if n]:
+    elif similar and os.path.join(folder, similar) not in [
+            os.path.join(data_root, n) for n in (sample.image, sample.mask) if n]:
         advice = f'the folder has {similar}: correct the line or rename the file'
     elif os.path.isabs(name):
         advice = 'paths are relative to data_root: take away what stands before'

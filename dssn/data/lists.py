@@ -73,7 +73,7 @@ def parse_line(line, place, masks, allow_outside=False):
         raise UserError(f"{place}: '{shorter(line)}' has {len(parts)} parts; write `image mask`, "
                         'with a tab between the two if a path has spaces')
     if masks and len(parts) < 2:
-        raise UserError(f"{place}: '{shorter(line)}' names no mask; a labeled line is `image mask`")
+        raise UserError(f"{place}: '{shorter(line)}' names no mask; write `image mask`")
     for name in parts:
         if '\0' in name:
             raise UserError(f"{place}: '{shorter(line)}' holds a zero byte, which no file name does; "

@@ -152,13 +152,15 @@ def choose(samples, labeled, val, seed, classes):
     n_val = amount(val, len(masked))
     if n_val > len(others):
         raise UserError(f'--val {val}: only {len(others)} samples have masks'
-                        + (' beyond those kept for the labeled list' if core else ''))
+                        + (' beyond those kept for the labeled list' if core else '')
+                        + '; hold out fewer')
     held_out = put_first(cover(others, classes), others)[:n_val]
     pool = put_first(core, without_indices(order, held_out))
     count = len(pool) if labeled is None else amount(labeled, len(samples) - n_val)
     if not 0 < count <= len(pool):
         wanted = 'no labeled samples' if labeled is None else f'--labeled {labeled}'
-        raise UserError(f'{wanted}: only {len(pool)} samples have masks and are not in val')
+        raise UserError(f'{wanted}: only {len(pool)} samples have masks and are not in val; '
+                        'ask for fewer, or hold out fewer')
     chosen = set(pool[:count])
     rest = set(range(len(samples))) - chosen - set(held_out)
     return sorted(chosen), sorted(rest), sorted(held_out)
