@@ -20,6 +20,7 @@ import torch
 
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950a86a20f9469cfc6c, 1001  # how files before PyTorch 1.6 begin
 MOST_DIMENSIONS = 32
+DEEPEST = 100  # tuples in one another
 # Storage types: (dtype, NumPy's dtype of the same bytes).
 _STORAGES = {
     'FloatStorage': (torch.float32, np.float32), 'DoubleStorage': (torch.float64, np.float64),
@@ -152,14 +153,38 @@ def _numbers(data, kind, count):
     return flat if flat.dtype is dtype else flat.view(dtype)
 
 
+def _check_operations(data):
+    """Refuse a pickle that makes Python fall over: by its operations alone, doing none of them."""
+    stack, marks, remembered = [], [], {}  # depths: tuples inside one another
+    for operation, argument, _ in pickletools.genops(data):
+        if operation.name in ('PUT', 'BINPUT', 'LONG_BINPUT'):
+            # Python makes room for as many remembered objects as such a number says.
+            if argument > len(data):
+                raise Refused('it numbers more objects than it has')
+            remembered[argument] = stack[-1]
+        elif operation.name == 'MEMOIZE':
+            remembered[len(remembered)] = stack[-1]
+        elif operation.name in ('GET', 'BINGET', 'LONG_BINGET'):
+            stack.append(remembered[argument])
+        elif operation.name == 'MARK':
+            marks.append(len(stack))
+        else:
+            takes = operation.stack_before
+            start = len(stack) - len(takes)
+            if pickletools.markobject in takes:
+                start = marks.pop() - takes.index(pickletools.markobject)
+            # A key is hashed: of a tuple by recursion, without a limit.
+            depth = max(stack[max(start, 0):], default=0) + ('TUPLE' in operation.name)
+            if depth > DEEPEST:
+                raise Refused(f'it holds more than {DEEPEST} tuples in one another')
+            stack[max(start, 0):] = [depth] * len(operation.stack_after)
+
+
 class _Unpickler(pickle.Unpickler):
     """Of a file's pickle. `storage(key, kind, count)` gives the flat tensor of a storage."""
 
     def __init__(self, data, storage=None):
-        for operation, argument, _ in pickletools.genops(data):
-            # Python makes room for as many remembered objects as such a number says.
-            if operation.name in ('PUT', 'BINPUT', 'LONG_BINPUT') and argument > len(data):
-                raise Refused('it numbers more objects than it has')
+        _check_operations(data)
         super().__init__(io.BytesIO(data), encoding='utf-8')  # of files from Python 2
         self.storage = storage
 

@@ -246,6 +246,14 @@ def test_bytes_changed_anywhere_in_the_old_format(tmp_path, seed):
     assert refused > 30
 
 
+@pytest.mark.parametrize('key', [
+    b'N' + b'\x85' * 300000, b'Nq\x00' + b'0h\x00\x85q\x00' * 100000, b'N' + b'N\x86' * 300000,
+    b'(' * 300000 + b't' * 300000], ids=['one', 'remembered', 'two', 'marks'])
+def test_a_key_of_many_tuples_in_one_another(tmp_path, key):
+    # To hash it, Python calls itself until the stack is full.
+    assert 'in one another' in refusal(Raw(b'}' + key + b'K\x01s').save(tmp_path))
+
+
 @pytest.mark.parametrize('operation', [b'(', b'N\x85', b'}'])
 def test_a_pickle_that_never_ends(tmp_path, operation):
     refusal(Raw(operation * 50000 + b'a').save(tmp_path))
