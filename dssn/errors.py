@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake raises, and how a command ends with it."""
+"""How a command ends before its end: a user's mistake, or a signal."""
 import sys
 
 
@@ -16,6 +16,18 @@ class UserError(Exception):
         super().__init__(''.join(
             sign if sign.isprintable() else sign.encode('unicode_escape').decode()
             for sign in str(message)))
+
+
+class Stopped(Exception):
+    """A run that was asked to stop has saved where it stands.
+
+    Attributes:
+        number: of the signal; the process ends with the status 128 + number.
+    """
+
+    def __init__(self, number):
+        super().__init__(number)
+        self.number = number
 
 
 def exit_status(program, run, *args):

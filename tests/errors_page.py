@@ -84,6 +84,7 @@ def page(found):
 
 if __name__ == '__main__':
     sys.path.insert(0, ROOT)
+    text = page(messages())
     with open(PAGE, 'w', encoding='utf-8') as file:
-        file.write(page(messages()))
+        file.write(text)
     print(f'{PAGE}: written')
