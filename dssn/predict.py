@@ -68,7 +68,9 @@ def read_image(folder, sample):
 
 
 def upright(image):
-    """The image as viewers turn it. (TIFFs come turned from Pillow, and say so no more.)"""
+    """The image as viewers turn it. Pillow turns TIFFs itself, and up to 9.5 leaves the tag there."""
+    if image.format == 'TIFF':
+        return image
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # damaged EXIF makes Pillow raise almost anything; viewers ignore it too
