@@ -80,8 +80,8 @@ echo "JobId=17 JobState=${STATE-COMPLETED} Reason=None"
 """,
 }
 
-# The Python that makes .venv: its pip writes the dist-info folders of everything in the list,
-# or gives up half way while a file pip_fails is there.
+# The Python that makes .venv: its pip writes the dist-info folders of everything in the list (in
+# their names - is _), or gives up half way while a file pip_fails is there.
 BASE_PYTHON = """#!/bin/sh
 case "$*" in
 "-m venv "*) mkdir -p .venv/bin && cp "$0" .venv/bin/python && echo made ;;
@@ -90,8 +90,9 @@ case "$*" in
     for list; do :; done
     mkdir -p .venv/site
     for pin in $(grep == "$list"); do
-        mkdir -p ".venv/site/${pin%%%%==*}-${pin##*==}.dist-info"
-        echo "Version: ${pin##*==}" >".venv/site/${pin%%%%==*}-${pin##*==}.dist-info/METADATA"
+        folder=.venv/site/$(echo "${pin%%%%==*}" | tr - _)-${pin##*==}.dist-info
+        mkdir -p "$folder"
+        echo "Version: ${pin##*==}" >"$folder/METADATA"
     done
     [ ! -e pip_fails ] || exit 7
     echo "installed $list" ;;
@@ -574,7 +575,7 @@ def test_an_interrupted_set_up_is_completed(bare):
 
 
 @needs_new_python
-def test_test_sh_adds_only_pytest_to_a_complete_venv(bare):
+def test_test_sh_adds_only_its_own_list_to_a_complete_venv(bare):
     assert bare.source("set_up_python").status == 0
     result = bare.run("test.sh", "-k", "two words")
     assert result.status == 0, result.err
