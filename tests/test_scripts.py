@@ -819,6 +819,18 @@ def test_quickstart_takes_another_port_and_stops_at_a_failure(world):
     assert "mIoU" not in result.out
 
 
+def test_quickstart_waits_for_a_training_that_ctrl_c_stops(world):
+    write(world.root / "dssn" / "__init__.py", "")
+    write(world.root / "dssn" / "data.py", "")
+    process = world.start("quickstart.sh", "sleep")
+    for line in process.stdout:
+        if line == "ready\n":
+            break
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert process.wait(timeout=30) == 128 + signal.SIGINT
+    assert process.communicate()[0].startswith("got signal 2\n")
+
+
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 def test_shellcheck_finds_nothing():
     files = [str(path.relative_to(ROOT)) for path in SCRIPTS]
