@@ -68,7 +68,7 @@ def read_image(folder, sample):
 
 
 def upright(image):
-    """The image as viewers turn it. Pillow turns TIFFs itself, and up to 9.5 leaves the tag there."""
+    """The image as viewers turn it. Pillow turns TIFFs itself; the tag may stay, as in 9.5."""
     if image.format == 'TIFF':
         return image
     try:

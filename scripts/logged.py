@@ -3,9 +3,10 @@
     python scripts/logged.py LOG COMMAND...              the command is the training
     python scripts/logged.py --launcher LOG COMMAND...   its children are
 
-What `COMMAND 2>&1 | tee LOG` would do, but with the exit status of the training. Ctrl-C, SIGTERM and
-SIGUSR1 go to the training's processes and to no other: a launcher would kill them before they have
-saved, and their loaders' processes leave signals to them. A terminal that goes away is a SIGTERM.
+What `COMMAND 2>&1 | tee LOG` would do, but with the exit status of the training. Ctrl-C, SIGTERM
+and SIGUSR1 go to the training's processes and to no other: a launcher would kill them before they
+have saved, and their loaders' processes leave signals to them. A terminal that goes away is a
+SIGTERM.
 """
 import os
 import re
@@ -15,15 +16,16 @@ import subprocess
 import sys
 import time
 
-PASSED_ON = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signal.SIGUSR1: signal.SIGUSR1,
-             signal.SIGHUP: signal.SIGTERM}
+PASSED_ON = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM,
+             signal.SIGUSR1: signal.SIGUSR1, signal.SIGHUP: signal.SIGTERM}
 # A launcher that still has no children after this time waits for other machines.
 PATIENCE = 5  # seconds
 
 
 def main(log_path, command, has_launcher):
     # In a session of its own the terminal reaches the command through us alone.
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                             start_new_session=True)
     signals = []  # (number, when it came)
     for number in PASSED_ON:
         on_signal(number, lambda number, frame: signals.append((PASSED_ON[number], time.time())))
@@ -33,7 +35,9 @@ def main(log_path, command, has_launcher):
         last_words = (last_words + chunk)[-65536:]
         write(outputs, chunk)
     status = child.wait()
-    stopped = status_behind_launcher(last_words.decode("utf-8", "replace")) if has_launcher and status else None
+    stopped = None
+    if has_launcher and status:
+        stopped = status_behind_launcher(last_words.decode("utf-8", "replace"))
     if stopped:
         write(outputs, b"stopped by %s: exit status %d, whatever the launcher says\n" % (
             signal.Signals(stopped - 128).name.encode(), stopped))
@@ -42,7 +46,7 @@ def main(log_path, command, has_launcher):
 
 
 def read(child, between):
-    """What a process and its children write, until the last of them has ended; calls between() ever again."""
+    """What a process and its children write, to the end of the last; calls between() meanwhile."""
     while True:
         between()
         if select.select([child.stdout], [], [], 0.2)[0]:
@@ -62,7 +66,7 @@ def write(outputs, chunk):
 
 
 def pass_on(signals, child, has_launcher):
-    """Sends what has come to the training's processes; what comes before they are there waits for them."""
+    """Sends what has come to the training's processes, once they are there."""
     while signals:
         number, since = signals[0]
         processes = children(child.pid) if has_launcher else [child.pid]
@@ -91,18 +95,22 @@ def children(parent):
             except OSError:
                 pass  # it has just ended
         return found
-    table = subprocess.run(["ps", "-A", "-o", "pid=", "-o", "ppid="], stdout=subprocess.PIPE).stdout.split()
-    return [int(process) for process, its_parent in zip(table[::2], table[1::2]) if int(its_parent) == parent]
+    table = subprocess.run(["ps", "-A", "-o", "pid=", "-o", "ppid="], stdout=subprocess.PIPE)
+    words = table.stdout.split()
+    return [int(process) for process, its_parent in zip(words[::2], words[1::2])
+            if int(its_parent) == parent]
 
 
 def status_behind_launcher(words):
-    """128 + the number of the signal that training stopped for, by what a launcher says last; else None.
+    """128 + the number of the signal that training stopped for, by a launcher's words, or None.
 
-    A launcher has exit status 1 whatever its processes had, but it names that of the first that failed:
-    torchrun in its summary under "Root Cause", torch.distributed.launch in a CalledProcessError.
+    A launcher has exit status 1 whatever its processes had, but it names that of the first that
+    failed: torchrun in its summary under "Root Cause", torch.distributed.launch in a
+    CalledProcessError.
     """
-    found = re.findall(r"(?:Root Cause.*?exitcode *:|CalledProcessError: .*? returned non-zero exit status) (-?\d+)"
-                       r"|CalledProcessError: .*? died with <Signals\.\w+: (\d+)>", words, re.DOTALL)
+    found = re.findall(
+        r"(?:Root Cause.*?exitcode *:|CalledProcessError: .*? returned \S+ exit status) (-?\d+)"
+        r"|CalledProcessError: .*? died with <Signals\.\w+: (\d+)>", words, re.DOTALL)
     if not found:
         return None
     status, number = found[-1]

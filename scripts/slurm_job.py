@@ -1,4 +1,4 @@
-"""What Slurm runs: the batch job, which starts the processes and may requeue itself, and each process.
+"""What Slurm runs: the batch job, which may requeue itself, and each process of the training.
 
     python scripts/slurm_job.py COMMAND...             in the job
     python scripts/slurm_job.py --process COMMAND...   under srun
@@ -13,7 +13,7 @@ from logged import on_signal
 
 
 def batch(command):
-    """Trains, and has Slurm start the job again where training stopped only because it had to leave.
+    """Trains, and has Slurm start the job again where training stopped because it had to leave.
 
     That is so after SIGUSR1, which Slurm sends before the time is up, and when Slurm pre-empts the
     job. It says that with a SIGTERM, which may be a person's too, and notes it in the job's record.
@@ -24,8 +24,8 @@ def batch(command):
     before = saved(command)
     status = train(command)
     record = record_of(job)
-    if status == 0 or record.get("JobState") != "RUNNING":  # done; or cancelled, requeued, out of time
-        return status
+    if status == 0 or record.get("JobState") != "RUNNING":
+        return status  # done; or cancelled, requeued, out of time
     if record.get("PreemptTime", "None") == "None":
         if status != 128 + signal.SIGUSR1:
             return status
@@ -34,15 +34,17 @@ def batch(command):
                 "SBATCH_SIGNAL=USR1@<seconds> is how long before the end of its time it stops")
             return status
     say("the job is requeued, and training goes on")
-    refused = subprocess.run(["scontrol", "requeue", job], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    if refused.returncode:
-        say("it is not: %s; the same command goes on" % refused.stdout.decode("utf-8", "replace").strip())
+    answer = subprocess.run(["scontrol", "requeue", job], stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT)
+    if answer.returncode:
+        say("it is not: %s; the same command goes on"
+            % answer.stdout.decode("utf-8", "replace").strip())
     return status
 
 
 def train(command):
     """The highest exit status of the processes, by srun."""
-    # Their ranks come from Slurm alone, whatever launcher's variables came along with the environment.
+    # Their ranks come from Slurm alone, whatever launcher's variables are in the environment.
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         os.environ.pop(name, None)
     cpus = os.environ["SLURM_CPUS_PER_TASK"]
@@ -82,7 +84,8 @@ def saved(command):
 def record_of(job):
     """What Slurm knows of a job, {name: value}; nothing where it does not answer."""
     found = subprocess.run(["scontrol", "--oneliner", "show", "job", job], stdout=subprocess.PIPE)
-    return dict(re.findall(r"\b(JobState|PreemptTime)=(\S+)", found.stdout.decode("utf-8", "replace")))
+    return dict(re.findall(r"\b(JobState|PreemptTime)=(\S+)",
+                           found.stdout.decode("utf-8", "replace")))
 
 
 def say(words):

@@ -61,11 +61,12 @@ def wait(sbatch, log_path, cancel, signals):
 def state_of(job, clusters, signals, patience=600):
     """How the job ended: sbatch --wait has 0 for one that was cancelled.
 
-    Slurm does not tell while it cleans up, for `patience` seconds at most, behind a job that has ended.
+    Slurm does not tell while it cleans up behind the job; that is waited for `patience` seconds.
     """
     end = time.time() + patience
     while True:
-        found = subprocess.run(["scontrol"] + clusters + ["--oneliner", "show", "job", job], stdout=subprocess.PIPE)
+        found = subprocess.run(["scontrol"] + clusters + ["--oneliner", "show", "job", job],
+                               stdout=subprocess.PIPE)
         state = re.search(r"\bJobState=(\S+)", found.stdout.decode("utf-8", "replace"))
         if not state:
             return "ended in a state that scontrol does not know"
