@@ -75,10 +75,8 @@ class TrainSet(Dataset):
             other, partner = self.first_good(self.unlabeled, draw.partner, read, bad)
         boxes = [cutmix_box(cfg.crop_size, self.rng(draw, index, UNLABELED + box))
                  for box in (BOX1, BOX2)]
-        # A partner's strong view is looked at only through a box.
-        return (self.views(draw, index, image, UNLABELED, boxes, (True, True)),
-                self.views(draw, other, partner, PARTNER, boxes,
-                           [box != NO_BOX for box in boxes]))
+        return (self.views(draw, index, image, UNLABELED, boxes),
+                self.views(draw, other, partner, PARTNER, boxes))
 
     def first_good(self, samples, index, read, bad):
         """(index, read(sample)) of the sample, or of the first after it that can be read.
@@ -102,15 +100,30 @@ class TrainSet(Dataset):
             return place, found
         raise failure
 
-    def views(self, draw, index, image, role, boxes, wanted):
+    def views(self, draw, index, image, role, boxes):
         cfg = self.cfg
         image, mask = base_view(image, None, cfg.crop_size, self.rng(draw, index, role + BASE))
         weak = to_tensor(image)
-        strong = [to_tensor(strong_view(image, self.rng(draw, index, role + view), cfg.num_aug,
-                                        cfg.flag_use_random_num_sampling)) if want else weak
-                  for view, want in zip((STRONG1, STRONG2), wanted)]
+        # Of a partner's strong views no more than the boxes is looked at.
+        parts = boxes if role == PARTNER else (None, None)
+        strong = [self.strong_view(image, weak, self.rng(draw, index, role + view), part)
+                  for view, part in zip((STRONG1, STRONG2), parts)]
         return Unlabeled(weak, *strong, torch.from_numpy(np.asarray(mask) != 255),
                          *[torch.tensor(box) for box in boxes], torch.tensor(index))
+
+    def strong_view(self, image, weak, rng, box):
+        """A strong view of the image; with a box, that of it in the weak view."""
+        if box == NO_BOX:
+            return weak
+        cfg = self.cfg
+        strong = to_tensor(strong_view(image, rng, cfg.num_aug, cfg.flag_use_random_num_sampling,
+                                       box))
+        if box is None:
+            return strong
+        top, left, height, width = box
+        view = weak.clone()
+        view[:, top:top + height, left:left + width] = strong
+        return view
 
     def rng(self, draw, index, view):
         return generator(self.cfg.seed, draw.unlabeled_pass, index, view)
