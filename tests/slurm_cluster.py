@@ -43,7 +43,7 @@ SchedulerParameters=sched_min_interval=0,batch_sched_delay=0
 JobRequeue=1
 # so that sbatch --wait looks every 2 seconds
 MinJobAge=5
-KillWait=2
+KillWait=10
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool.%n
 SlurmctldPidFile={folder}/slurmctld.pid
