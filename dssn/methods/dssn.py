@@ -67,12 +67,14 @@ class DSSN:
 
     def __call__(self, student, teacher, x, u, v):
         n = len(x.weak)
-        inside1, inside2 = [box_mask(box, u.valid.shape[1:]) for box in (u.box1, u.box2)]
+        insides = [box_mask(box, u.valid.shape[1:]) for box in (u.box1, u.box2)]
+        # The teacher first: what it needs in passing is gone when the student's passes fill memory.
+        taught, weak_label = ([], None) if self.warming_up else self.teach(teacher, u, v, insides)
 
         clean, fp1, fp2 = student(torch.cat([x.weak, u.weak]),                 # (2B, C, H, W) and
                                   perturb=len(u.weak), lean=self.cfg.lean)     # (B, C, H, W) each
-        s1, s2 = student(torch.cat([paste(u.strong1, v.strong1, inside1),
-                                    paste(u.strong2, v.strong2, inside2)])).chunk(2)
+        s1, s2 = student(torch.cat([paste(u.strong1, v.strong1, insides[0]),
+                                    paste(u.strong2, v.strong2, insides[1])])).chunk(2)
 
         logits = clean[n:].detach()                                            # (B, C, H, W)
         own = PseudoLabels(classes(logits), self.select(logits), u.valid)      # (B, H, W) each
@@ -85,20 +87,23 @@ class DSSN:
         }
         labels = {'feature': own}
         shares = {'selected_feature': share(own.selected, u.valid)}
-        if not self.warming_up:
-            weak, partner = predict_weak(teacher, u, v)                        # (B, C, H, W) each
-            weak_label, partner_label = classes(weak), classes(partner)        # (B, H, W) each
-            for i, strong, inside in ((1, s1, inside1), (2, s2, inside2)):
-                taught = PseudoLabels(paste(weak_label, partner_label, inside),
-                                      self.select(paste(weak, partner, inside)),
-                                      paste(u.valid, v.valid, inside))
-                losses[f'image{i}'] = masked_cross_entropy(strong, *taught)
-                labels[f'image{i}'] = taught
-                shares[f'selected_image{i}'] = share(taught.selected, taught.valid)
+        for i, strong, pseudo in zip((1, 2), (s1, s2), taught):
+            losses[f'image{i}'] = masked_cross_entropy(strong, *pseudo)
+            labels[f'image{i}'] = pseudo
+            shares[f'selected_image{i}'] = share(pseudo.selected, pseudo.valid)
+        if taught:
             shares['agreement'] = share(own.label == weak_label, u.valid)
         predictions = {'weak': own.label, 'strong1': classes(s1), 'strong2': classes(s2)} \
             if self.watched else {}
         return Terms(losses, shares, labels, predictions)
+
+    def teach(self, teacher, u, v, insides):
+        """The teacher's `PseudoLabels` for s1 and s2, a list, and its classes of `u.weak`."""
+        weak, partner = predict_weak(teacher, u, v)                            # (B, C, H, W) each
+        weak_label, partner_label = classes(weak), classes(partner)            # (B, H, W) each
+        return [PseudoLabels(paste(weak_label, partner_label, inside),
+                             self.select(paste(weak, partner, inside)),
+                             paste(u.valid, v.valid, inside)) for inside in insides], weak_label
 
     def counts(self, x, u, v):
         """{term or share: how many pixels it is a mean over}, scalars on the device."""
