@@ -4,7 +4,6 @@ A world of size 1 needs no process group: every function here is then the identi
 """
 import atexit
 import datetime
-import inspect
 import json
 import os
 import re
@@ -22,6 +21,9 @@ from dssn.errors import Stopped, UserError
 # stops them. This is for one that hangs, or a machine that vanishes: how long the others wait. Rank
 # 0 may need minutes alone, to look for the files of long lists on slow storage.
 TIMEOUT = datetime.timedelta(minutes=15)
+
+# PyTorch 2.0 takes the student's two passes a step for a change of the graph; 2.14 does not.
+STATIC_GRAPH = tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 14)
 
 
 class World:
@@ -45,8 +47,7 @@ class World:
         model = self.prepare_teacher(model)
         if self.size == 1:
             return model
-        known = inspect.signature(DistributedDataParallel).parameters
-        options = {'static_graph': True} if static and 'static_graph' in known else {}
+        options = {'static_graph': True} if static and STATIC_GRAPH else {}
         # Two forward passes a step: buffers must not be overwritten between them.
         return DistributedDataParallel(
             model, device_ids=[self.local_rank] if self.device.type == 'cuda' else None,
