@@ -35,8 +35,9 @@ CLOCKS = ('seconds', 'peak_memory_mib')
 class Training:
     """A small training by `train.py`, in folders under `work`: 4 labeled images, 12 unlabeled."""
 
-    def __init__(self, work, processes=1):
+    def __init__(self, work, processes=1, python=sys.executable):
         self.work, self.processes, self.starts = work, processes, 0
+        self.python = python
         self.data, self.config = os.path.join(work, 'data'), os.path.join(work, 'config.yaml')
         draw_set(self.data, n_train=16, n_val=4)
         with open(os.path.join(self.data, 'train.txt')) as file:
@@ -58,9 +59,9 @@ class Training:
     def start(self, folder, *assignments, before=()):
         """A process of train.py, or of `before` that starts it; its output goes to a file."""
         self.starts += 1
-        command = [sys.executable, '-u', os.path.join(ROOT, 'train.py')]
+        command = [self.python, '-u', os.path.join(ROOT, 'train.py')]
         if self.processes > 1:
-            command = [sys.executable, '-u', '-m', 'torch.distributed.run' if has_run() else
+            command = [self.python, '-u', '-m', 'torch.distributed.run' if has_run() else
                        'torch.distributed.launch', '--nproc_per_node', str(self.processes),
                        '--master_port', str(free_port())]
             command += ([] if has_run() else ['--use_env']) + [os.path.join(ROOT, 'train.py')]
