@@ -224,6 +224,7 @@ class Run:
                                 f'{self.saved_step or 0}') from None
             raise
         finally:
+            self.loader.close()  # not when the garbage collector comes by
             log.close()
             self.leave_folder()
 

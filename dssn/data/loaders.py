@@ -118,6 +118,10 @@ class TrainLoader:
                 self.replaced.setdefault(path, message)
             yield batch
 
+    def close(self):
+        """End the processes that load."""
+        self.loader = None
+
     def samples(self, epoch, step):
         """The places in the lists of all samples of a step of `epoch`, on all ranks, as text."""
         schedule = self.steps.schedule
