@@ -45,6 +45,8 @@ def criterion_default():
 @dataclass(frozen=True)
 class Config:
     """The keys every method has. Instances are made by `load` and are complete and checked."""
+    # No key here: what a method with unlabeled images has of it, whose epochs have their length.
+    epoch_steps = 0
     # the experiment
     method: str = key('DSSN', 'training method: the name of a class in dssn/methods')
     seed: int = key(0, 'seed of everything random', low=0)

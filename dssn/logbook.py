@@ -13,6 +13,7 @@ from tqdm import tqdm
 from dssn import records
 from dssn.errors import UserError
 from dssn.evaluation import table
+from dssn.machine import machine
 
 
 class Logbook:
@@ -174,6 +175,7 @@ class Logbook:
         line['lists'] = {role: {'text': known.text, 'lines': known.lines, 'sha256': known.sha256}
                          for role, known in self.lists.items()}
         line.update(lr=lr, seconds=round(seconds, 2), peak_memory_mib=peak_memory(self.world.device))
+        line['machine'] = machine(self.world.device)
         self._record(line)
         for role, score in result.items():
             self.board.add_scalar(f'eval/{role}/mIoU', score.miou, step)

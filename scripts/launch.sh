@@ -15,7 +15,7 @@ esac
 find_python
 
 # shellcheck disable=SC2154
-save_path=exp/$dataset/$method/$exp/$split
+save_path=${out:-exp}/$dataset/$method/$exp/$split
 set -- train.py --method "$method" --config "$config" \
     --labeled-id-path "splits/$dataset/$split/labeled.txt" \
     --unlabeled-id-path "splits/$dataset/$split/unlabeled.txt" \

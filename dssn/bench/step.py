@@ -8,10 +8,11 @@ import torch
 
 from dssn import config, distributed, ema, methods, precision
 from dssn.batch import Batch, Labeled, Unlabeled
-from dssn.bench.timing import interleaved, machine, ratio, write_json
+from dssn.bench.timing import interleaved, ratio, write_json
 from dssn.data.arguments import positive_number
 from dssn.data.views import cutmix_box, generator
 from dssn.logbook import Logbook, peak_memory
+from dssn.machine import machine
 from dssn.models import build_model
 from dssn.optim import build_optimizer
 from dssn.update import Update
