@@ -278,7 +278,7 @@ def read_yaml(path):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-3` as text; a learning rate written so must arrive as a number."""
+    """YAML without two traps of its release 1.1: `1e-3` is a number, and `1_8` is text, not 18."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -295,6 +295,9 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     'tag:yaml.org,2002:float',
     re.compile(r'[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$'), list('-+0123456789.'))
+for _digit in '0123456789':  # before the rule for numbers
+    _Loader.yaml_implicit_resolvers[_digit].insert(
+        0, ('tag:yaml.org,2002:str', re.compile(r'[0-9]+_[0-9_]*$')))
 
 
 def parse_assignment(text):

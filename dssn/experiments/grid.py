@@ -230,6 +230,6 @@ def text_of(value):
 def command(run, port):
     """(arguments, variables) that start a run: what a user would type."""
     variables = {'dataset': run.cfg.dataset, 'method': run.cfg.method, 'exp': run.exp,
-                 'split': run.split, 'config': run.config, 'out': run.out}
+                 'split': run.split, 'config': run.config, 'exp_root': run.out}
     arguments = ['sh', 'scripts/train.sh', str(run.processes), str(port)]
     return arguments + (['--set', *run.assignments] if run.assignments else []), variables

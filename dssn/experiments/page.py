@@ -3,6 +3,7 @@
 Whatever number stands on it is computed from their records, or is a published one out of
 experiments/published.yaml, which names its source.
 """
+import importlib.util
 import os
 import sys
 
@@ -30,8 +31,8 @@ def add_arguments(parser):
 
     python -m dssn.experiments page experiments/shapes.yaml experiments/camvid.yaml
 
-    Pictures lie beside the page, in the folder of its name. The learning curves need matplotlib
-    (pip install matplotlib).
+    Pictures lie beside the page, in the folder of its name. Learning curves are drawn where there
+    is matplotlib (pip install matplotlib).
     """
     parser.add_argument('experiments', nargs='+', metavar='FILE',
                         help='experiments, in the order of the page')
@@ -70,10 +71,9 @@ def section(path, args, pictures):
         groups = grouped(done)
         rows = [row for row, _ in groups]
         lines += [table(groups), '', f'{legend(rows)}.', '', *circumstances(done), '']
-        for split in experiment.splits:
+        for split in dict.fromkeys(planned.split for planned in done):
             own = [(row, planned) for row, planned in groups if planned.split == split]
-            if own:
-                lines += curves(experiment, split, own, pictures)
+            lines += curves(experiment, split, own, pictures)
         lines += samples(experiment, groups, pictures, args.images) + commands(groups)
     for name in experiment.published:
         lines += published(name)
@@ -130,6 +130,11 @@ def circumstances(done):
 
 
 def curves(experiment, split, groups, pictures):
+    """The learning curves of a split's variants; none without matplotlib."""
+    if importlib.util.find_spec('matplotlib') is None:
+        print('no matplotlib (pip install matplotlib): the page has no learning curves',
+              file=sys.stderr)
+        return []
     from dssn.curves import draw
     path = os.path.join(pictures, f'{experiment.name}-{split}.png')
     draw(path, [row for row, _ in groups],

@@ -42,5 +42,5 @@ def command_text(planned, port=29500):
     """The shell command that starts a run."""
     arguments, variables = command(planned, port)
     words = [f'{name}={shlex.quote(value)}' for name, value in variables.items()
-             if (name, value) != ('out', 'exp')]
+             if (name, value) != ('exp_root', 'exp')]
     return ' '.join(words + [shlex.quote(argument) for argument in arguments])
