@@ -372,7 +372,7 @@ def test_a_task_that_is_none(here, task, parts):
 # Stands for sbatch: notes what it is told, and runs the tasks at once.
 SBATCH = '''#!{python}
 import os, subprocess, sys
-options = dict(item.lstrip('-').split('=', 1) for item in sys.argv[1:])
+options = dict(item.lstrip('-').partition('=')[::2] for item in sys.argv[1:])
 print('sbatch', sorted(options))
 first, last = options['array'].split('-')
 for task in range(int(first), int(last) + 1):
