@@ -294,7 +294,7 @@ def check_page(runs, capsys):
                 assert cell == '{:.2f} ± {:.2f}'.format(statistics.mean(values),
                                                        statistics.stdev(values))
     for text in ('## mine', 'What it shows.', 'optimizer steps of each run: 8', 'PyTorch',
-                 'sh scripts/train.sh', '| DSSN | 12.50 |', 'Source: nowhere',
+                 'sh scripts/train.sh', '| DSSN | 12.5 |', 'Source: nowhere',
                  'python -m dssn.experiments run experiments/mine.yaml'):
         assert text in page, text
     for link in [part.split(')')[0] for part in page.split('](')[1:]]:

@@ -162,7 +162,10 @@ def commands(groups):
     variants = {}
     for _, planned in groups:
         variants.setdefault(planned.variant, planned)
-    lines = [command_text(planned) for planned in variants.values()]
+    # Where data and runs lie is this machine's own.
+    lines = [command_text(planned._replace(out='exp', assignments=[
+        text for text in planned.assignments if not text.startswith('data_root=')]))
+             for planned in variants.values()]
     return ['The runs behind it, the first of each variant:', '', '```sh', *lines, '```', '']
 
 
@@ -175,7 +178,7 @@ def published(name):
     heads = [entry['title']] + [str(split) for split in entry['splits']]
     lines = [heads, ['---'] * len(heads)]
     for row, values in entry['rows'].items():
-        lines.append([row] + ['' if value is None else f'{value:.2f}' for value in values])
+        lines.append([row] + ['' if value is None else str(value) for value in values])
     return ['Published, not made with this code:', '',
             *['| ' + ' | '.join(line) + ' |' for line in lines], '', f"Source: {entry['source']}",
             '']
