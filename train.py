@@ -6,14 +6,16 @@
         --labeled-id-path splits/shapes/20/labeled.txt \\
         --unlabeled-id-path splits/shapes/20/unlabeled.txt --save-path exp/mine
 
-Running the same command again resumes the run, or says that it is finished. Any config key can be
-given as --set key=value; `--help-keys` lists them.
+Running the same command again resumes the run, or says that it is finished. Ctrl-C, SIGTERM and
+SIGUSR1 stop it after the step that it is at, saved; the exit status is then 128 + the signal's
+number (130, 143, 138). A second one ends it at once. Any config key can be given as
+--set key=value; `--help-keys` lists them.
 """
 import argparse
 import sys
 
 from dssn import config, methods
-from dssn.errors import UserError
+from dssn.errors import Stopped, UserError
 
 
 def parse_arguments(argv=None):
@@ -29,6 +31,8 @@ def parse_arguments(argv=None):
                         dest='assignments', help='override config keys')
     parser.add_argument('--skip-check', action='store_true', default=None,
                         help='train without first looking at lists, files and some masks')
+    parser.add_argument('--fresh', action='store_true',
+                        help='start over; what an earlier run left in the folder is moved aside')
     parser.add_argument('--dry-run', action='store_true',
                         help='print the resolved config and the size of the network, then stop')
     parser.add_argument('--local_rank', '--local-rank', type=int,
@@ -56,8 +60,8 @@ def main(argv=None):
     if not cfg.save_path:
         raise UserError('no folder for the run: give --save-path')
     with distributed.start(cfg.device, args.local_rank, args.port) as world:
-        run = Run(cfg, world)
-        if not run.finished:
+        run = Run(cfg, world, args.fresh)
+        if not run.resumed:
             run.log.say(config.dump(cfg).rstrip())
         run.fit()
 
@@ -75,6 +79,9 @@ if __name__ == '__main__':
         main()
         from dssn import distributed
         distributed.exit()
+    except Stopped as stop:
+        from dssn import distributed
+        distributed.exit(128 + stop.number)
     except UserError as error:
         sys.exit(f'train.py: error: {error}')
     except KeyboardInterrupt:

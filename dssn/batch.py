@@ -18,7 +18,10 @@ class Labeled(NamedTuple):
 
 
 class Unlabeled(NamedTuple):
-    """Three views of each image: weak, and two strong ones before CutMix."""
+    """Three views of each image: weak, and two strong ones before CutMix.
+
+    A CutMix partner's strong views are strong inside their boxes alone, and weak around them.
+    """
     weak: torch.Tensor     # (B, 3, H, W) as above
     strong1: torch.Tensor  # (B, 3, H, W)
     strong2: torch.Tensor  # (B, 3, H, W)

@@ -1,4 +1,5 @@
 """Checkpoints: plain values and tensors, written whole or not at all, read without running code."""
+import hashlib
 import io
 import os
 import pickle
@@ -80,7 +81,12 @@ def read_torch_file(path):
                 if damaged:
                     raise UserError(f'{path}: damaged: the checksum of {damaged} is wrong; take '
                                     'another copy')
-        return torch.load(path, map_location='cpu', pickle_module=_safe_pickle)
+        content = torch.load(path, map_location='cpu', pickle_module=_safe_pickle)
+        if isinstance(content, dict) and CHECKSUM in content:
+            if content.pop(CHECKSUM) != checksum(content):
+                raise UserError(f'{path}: damaged: its content has another checksum than it had '
+                                'when it was saved; take another copy')
+        return content
     except UserError:
         raise
     except pickle.UnpicklingError as error:
@@ -92,14 +98,144 @@ def read_torch_file(path):
                         'may be damaged or not from torch.save') from None
 
 
-def save(path, content):
-    """Write `content` to a temporary file, then rename it: `path` is never half-written."""
+def save(path, content, keep=None):
+    """Write a mapping of plain values and tensors under `path`, whole and checked, or not at all.
+
+    Args:
+        keep: path under which the file that stood at `path` is kept; it goes otherwise.
+
+    Raises:
+        OSError: no room, no right to write, or the file does not read back as written. What stood
+            at `path` still does.
+    """
     temporary = f'{path}.tmp'
-    with open(temporary, 'wb') as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, 'wb') as file:
+            target = _Target(file)
+            torch.save({**content, CHECKSUM: checksum(content)}, target)
+            if target.error:
+                raise target.error
+            file.flush()
+            os.fsync(file.fileno())
+        with zipfile.ZipFile(temporary) as archive:
+            if archive.testzip():
+                raise OSError('it reads back otherwise than it was written')
+        if keep and os.path.exists(path):
+            _keep(path, keep)
+        os.replace(temporary, path)
+        _sync_folder(os.path.dirname(path) or '.')
+    except (OSError, zipfile.BadZipFile) as error:
+        try:
+            os.remove(temporary)
+        except OSError:
+            pass
+        raise error if isinstance(error, OSError) else OSError(str(error)) from None
+
+
+class _Target:
+    """A file for torch.save that takes everything and reports the first error at the end.
+
+    An error in the midst of PyTorch's writer may end the process: it raises again while closing.
+    """
+
+    def __init__(self, file):
+        self.file, self.error = file, None
+
+    def write(self, data):
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except OSError as error:
+                self.error = error
+        return memoryview(data).nbytes
+
+    def flush(self):
+        pass
+
+
+def _keep(path, kept):
+    """Let `kept` name the file at `path`, which goes on to exist under both names."""
+    try:
+        if os.path.exists(f'{kept}.tmp'):
+            os.remove(f'{kept}.tmp')
+        os.link(path, f'{kept}.tmp')
+        os.replace(f'{kept}.tmp', kept)
+    except OSError:  # a file system without links: for a moment only `kept` is there
+        os.replace(path, kept)
+
+
+def _sync_folder(folder):
+    """Have the new name on the disk; not every system opens folders."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+
+
+CHECKSUM = 'content_sha256'  # the key of a checkpoint that holds the `checksum` of all others
+
+
+def checksum(content):
+    """SHA-256 over all keys, values and tensors of a mapping, hexadecimal."""
+    found = hashlib.sha256()
+    _feed(found, {key: value for key, value in content.items() if key != CHECKSUM})
+    return found.hexdigest()
+
+
+def _feed(found, value):
+    if torch.is_tensor(value):
+        value = value.detach().cpu()
+        found.update(f'tensor {value.dtype} {tuple(value.shape)} '.encode())
+        if value.dtype == torch.bfloat16:  # NumPy has none
+            value = value.view(torch.int16)
+        found.update(value.numpy().tobytes())
+    elif isinstance(value, dict):
+        found.update(f'mapping {len(value)} '.encode())
+        for key, item in value.items():
+            _feed(found, key)
+            _feed(found, item)
+    elif isinstance(value, (list, tuple)):
+        found.update(f'sequence {len(value)} '.encode())
+        for item in value:
+            _feed(found, item)
+    else:
+        found.update(f'{type(value).__name__} {value!r} '.encode())
+
+
+LATEST, PREVIOUS, DAMAGED = 'latest.pth', 'previous.pth', 'damaged.pth'
+
+
+def newest(folder):
+    """(content, path, warning or None) of the newest state that a run left; (None, None, None).
+
+    A damaged latest.pth is put aside as damaged.pth, and the state before it is taken.
+
+    Raises:
+        UserError: no state that is there can be read.
+    """
+    latest, previous = os.path.join(folder, LATEST), os.path.join(folder, PREVIOUS)
+    try:
+        if os.path.exists(latest):
+            return read_torch_file(latest), latest, None
+        if not os.path.exists(previous):
+            return None, None, None
+        reason = f'{latest}: is not there'
+    except UserError as error:
+        reason = str(error)
+    try:
+        content = read_torch_file(previous)
+    except UserError as error:
+        raise UserError(f'{reason}; nor can the state before it be read: {error}; start over with '
+                        '--fresh, which moves the old files aside') from None
+    if os.path.exists(latest):
+        os.replace(latest, os.path.join(folder, DAMAGED))
+    return content, previous, f'warning: {reason}; going on from {previous}, the state before it'
 
 
 def weights(model):

@@ -71,6 +71,9 @@ class Config:
     workers: int = key('auto', 'loader processes per training process; 0: load in the process; '
                                'auto: with a GPU its share of the cores less one, 1 to 8; without '
                                'one 1, or 0 where it has a single core', low=0, word='auto')
+    max_bad_samples: int = key(10, 'training files that cannot be read and are replaced by the next '
+                                   'of their list, each named in the log, before the run stops; '
+                                   'counted by each process; 0: it stops at the first', low=0)
     crop_size: int = key(321, 'side of the square training crop, pixels', low=17)
     # network
     model: str = key('deeplabv3plus', 'segmentation network', choices=('deeplabv3plus',))
@@ -97,6 +100,9 @@ class Config:
     reference_batch: int = key(0, 'images of a kind (labeled) in the global batch that lr is meant '
                                   'for; 0: not stated', low=0)
     scale_lr: bool = key(False, 'use lr times the global batch over reference_batch')
+    on_nonfinite: str = key('stop', 'what a loss or gradient that is not finite does: stop the run, '
+                                    'or skip the step', choices=('stop', 'skip'))
+    max_skips: int = key(20, 'steps that on_nonfinite: skip leaves out before the run stops', low=1)
     # speed and memory
     accumulate: int = key(1, 'parts that a batch is split into, one after the other, to save '
                              'memory; batch_size is a multiple of it', low=1)
@@ -117,6 +123,8 @@ class Config:
                              'weights; what is reported of them is their mIoU on val; empty: val '
                              'selects')
     eval_every: int = key(1, 'epochs between evaluations; the last epoch is always evaluated', low=1)
+    save_every: str = key('15 min', "between saves of latest.pth beside those of each epoch's end: "
+                                    'a number of steps, or minutes, such as 30 min; 0: none')
     log_every: int = key(50, 'steps between lines of the log', low=1)
     panel_every: int = key(1000, 'steps between panels in TensorBoard: views, pseudo-labels, '
                                  'predictions; also after the last step; 0: none', low=0)
@@ -322,6 +330,8 @@ def check_value(place, field, value):
     origin = typing.get_origin(field.type) or field.type
     if field.name == 'criterion':
         return check_criterion(place, value)
+    if field.name == 'save_every':
+        return check_interval(place, field, value)
     if field.name == 'colours':
         return check_colours(place, value)
     if field.name == 'classes':
@@ -367,6 +377,21 @@ def check_scalar(place, field, kind, value):
             limits = ' and '.join(f'{w} {meta[b]}' for b, w, _ in bounds if b in meta)
             raise UserError(f'{place}: {field.name} = {value!r} must be {limits}: {meta["help"]}')
     return value
+
+
+def check_interval(place, field, value):
+    """'500' of 500 steps, or '30 min'."""
+    text = re.sub(r'\s+', ' ', str(value)).strip()
+    if isinstance(value, bool) or not re.fullmatch(r'\d{1,9}|\d{1,5}(\.\d{1,3})? ?min', text):
+        raise UserError(f'{place}: {field.name} = {value!r} must be a number of steps, such as 500, '
+                        f'or of minutes, such as 30 min: {field.metadata["help"]}')
+    return text
+
+
+def interval(text):
+    """(steps, seconds) of a `save_every`; 0 is never."""
+    number = re.match(r'[\d.]+', text).group()
+    return (0, 60 * float(number)) if text.endswith('min') else (int(number), 0.0)
 
 
 def check_colours(place, value):

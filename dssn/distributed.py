@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from dssn.errors import UserError
+from dssn.errors import Stopped, UserError
 
 # A process that ends takes the others along at once, since its connections close or the launcher
 # stops them. This is for one that hangs, or a machine that vanishes: how long the others wait. Rank
@@ -72,12 +72,56 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def highest(self, number):
+        """The largest of all ranks' whole numbers, on every rank."""
+        if self.size == 1:
+            return number
+        tensor = torch.tensor(number, device=self.device)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor.item()
+
+    def on_main(self, work):
+        """What work() gives on rank 0, on every rank: a plain value, such as JSON knows.
+
+        Raises:
+            UserError: on every rank, if work() raises one, so that none waits for another.
+        """
+        if self.size == 1:
+            return work()
+        failure, text = None, b''
+        if self.is_main:
+            try:
+                text = json.dumps({'value': work()}).encode()
+            except UserError as error:
+                failure, text = error, json.dumps({'error': str(error)}).encode()
+        length = torch.tensor(len(text), device=self.device)
+        dist.broadcast(length, 0)
+        data = torch.zeros(int(length), dtype=torch.uint8, device=self.device)
+        if self.is_main:
+            data.copy_(torch.tensor(list(text), dtype=torch.uint8))
+        dist.broadcast(data, 0)
+        answer = json.loads(bytes(data.tolist()).decode())
+        if 'error' in answer:
+            raise failure or UserError('process 0 failed, and says why')
+        return answer['value']
+
+    def rows(self, vector):
+        """(size, N) of each rank's (N,) vector on rank 0, None elsewhere; gloo's group only."""
+        found = [torch.zeros_like(vector) for _ in range(self.size)] if self.is_main else None
+        dist.gather(vector, found)
+        return torch.stack(found) if self.is_main else None
+
+    @property
+    def has_plain_bn(self):
+        """Whether BN's running statistics are each process's own between two epochs."""
+        return self.size > 1 and self.device.type == 'cpu'
+
     def __enter__(self):
         return self
 
     def __exit__(self, kind, error, _):
         # After an error the others never come to `close`; ending the process leaves the group.
-        if kind is None:
+        if kind is None or issubclass(kind, Stopped):
             self.close()
         elif self.size > 1 and not lost_contact(error):
             tell_torchrun(f'{kind.__name__}: {error}')
@@ -89,12 +133,12 @@ class World:
                             f'is the cause ({one_line(error)})') from None
 
     def close(self):
-        """Wait for all ranks, and leave the group. Gloo's ends with the process, see `exit`: on
-        PyTorch 2.0 destroying it hangs now and then, even when all ranks do it at once."""
+        """Wait for all ranks. The groups end with the process, see `exit`: on PyTorch 2.0 it hangs
+        now and then to destroy gloo's, even when all ranks do it at once."""
         if self.size > 1:
-            dist.all_reduce(torch.zeros(1, device=self.device))
-            if dist.get_backend() != 'gloo':
-                dist.destroy_process_group()
+            waiting = torch.zeros(1, device=self.device)
+            dist.all_reduce(waiting)
+            waiting.item()  # NCCL's is only queued by then
 
 
 def start(device='auto', local_rank=None, port=None):
@@ -194,8 +238,8 @@ def _first_host(nodelist):
 def exit(status=0):
     """End the process with an exit status, as sys.exit does.
 
-    Where gloo's group is still there the interpreter is not taken down: its threads abort that now
-    and then, after all work is done (seen on PyTorch 2.14, with and without leaving the group).
+    Where there are groups the interpreter is not taken down: gloo's threads abort that now and
+    then, after all work is done (seen on PyTorch 2.14, with and without leaving the group).
     """
     if dist.is_available() and dist.is_initialized():
         atexit._run_exitfuncs()

@@ -1,5 +1,12 @@
-"""The training run: build or restore it, then train and evaluate epoch by epoch."""
+"""The training run: build or restore it, then train and evaluate epoch by epoch.
+
+A run can be stopped anywhere and goes on, by the same command, as if it had not been: all that is
+random derives from the seed and the place, and the rest is in `latest.pth`.
+"""
+import contextlib
+import datetime
 import os
+import signal
 import time
 
 import torch
@@ -9,20 +16,24 @@ from dssn.data.check import quick_check
 from dssn.data.identity import identify
 from dssn.data.lists import read_list
 from dssn.data.loaders import TrainLoader
-from dssn.distributed import unwrap
-from dssn.errors import UserError
+from dssn.distributed import one_line, unwrap
+from dssn.errors import Stopped, UserError
 from dssn.evaluation import evaluate
+from dssn.lock import Lock
 from dssn.logbook import Logbook
 from dssn.models import build_model
 from dssn.models.weights import load_backbone_weights, pretrained_file
 from dssn.optim import build_optimizer, load_optimizer
+from dssn.stopping import Agreement, Signals
 from dssn.update import Update
 from dssn.watching import Watch
 
 # Keys that a run may be resumed with other values of: they change no number of it.
 FREE_KEYS = ('workers', 'log_every', 'device', 'save_path', 'data_root', 'skip_check',
              'eval_batch_size', 'panel_every', 'panel_images', 'watch_truth',
-             'checkpoint_backbone')
+             'checkpoint_backbone', 'save_every', 'on_nonfinite', 'max_skips', 'max_bad_samples')
+RETRY = 60  # seconds from a save that failed to the next attempt
+INSPECT = 'nonfinite.pth'  # the networks at a number that was not finite
 
 
 def prepare_folder(path):
@@ -41,8 +52,11 @@ def prepare_folder(path):
 class Run:
     """Everything a run holds; `fit` trains it to the end from wherever it stands."""
 
-    def __init__(self, cfg, world):
-        """Read the lists, build networks, optimizer and loader, and restore `latest.pth`.
+    def __init__(self, cfg, world, fresh=False):
+        """Read the lists, build networks, optimizer and loader, and restore the newest state.
+
+        Args:
+            fresh: move what an earlier run left in the folder aside, and start over.
 
         Raises:
             UserError: whatever is wrong with folders, lists, files, weights or checkpoint.
@@ -50,29 +64,52 @@ class Run:
         self.cfg, self.world = cfg, world
         self.names = config.names_of_classes(cfg)
         method = methods.find(cfg.method, 'config')
-        if world.is_main:
-            prepare_folder(cfg.save_path)
-        labeled, unlabeled, self.val, self.select_on = read_lists(cfg, method.uses_unlabeled)
-        warnings = check_data(cfg, world, labeled, unlabeled, self.val, self.select_on)
-        self.loader = TrainLoader(cfg, labeled, unlabeled, world.rank, world.size,
-                                  pin=world.device.type == 'cuda')
-        self.total_steps = cfg.epochs * self.loader.steps_per_epoch
-        self.method = method(cfg)
-        self.log = Logbook(cfg, world, self.total_steps)
-        self.watch = Watch(cfg, world, self.log, unlabeled)
-        self.epoch, self.seconds = 0, 0.0
-        self.best = {}  # {role: the highest mIoU so far, on select_on if there is such a list}
-        self._build(warnings)
+        self.lock = None
+        notes = world.on_main(lambda: self._take_folder(fresh))
+        try:
+            labeled, unlabeled, self.val, self.select_on = read_lists(cfg, method.uses_unlabeled)
+            notes += check_data(cfg, world, labeled, unlabeled, self.val, self.select_on)
+            self.loader = TrainLoader(cfg, labeled, unlabeled, world.rank, world.size,
+                                      pin=world.device.type == 'cuda')
+            self.total_steps = cfg.epochs * self.loader.steps_per_epoch
+            self.method = method(cfg)
+            self.log = Logbook(cfg, world, self.total_steps, self.on_check)
+            self.watch = Watch(cfg, world, self.log, unlabeled)
+            self.signals, self.agreement = Signals(), Agreement(world, 2)
+            # Epochs that are trained and evaluated, steps that are trained, times of both.
+            self.epoch, self.step, self.seconds = 0, 0, 0.0
+            self.best = {}  # {role: the highest mIoU, on select_on if there is such a list}
+            self.miou = None  # the student's on val, as last evaluated
+            self.skips = 0  # steps left out since they were not finite
+            self.every_steps, self.every_seconds = config.interval(cfg.save_every)
+            self.save_at, self.unsaved = time.monotonic() + (self.every_seconds or 1e12), {}
+            self.saved_step = self.unsaved_state = None
+            self._build(notes)
+        except BaseException:
+            self.leave_folder()
+            raise
 
-    def _build(self, warnings):
+    def _take_folder(self, fresh):
+        """Lock the run's folder, on rank 0; returns lines for the log."""
+        prepare_folder(self.cfg.save_path)
+        self.lock = Lock(self.cfg.save_path)
+        notes = [self.lock.note] if self.lock.note else []
+        return notes + (move_aside(self.cfg.save_path) if fresh else [])
+
+    def leave_folder(self):
+        if self.lock:
+            self.lock.release()
+
+    def _build(self, notes):
         cfg, world = self.cfg, self.world
         precision.check(cfg, world.device)
         precision.set_tf32(cfg.tf32)
-        latest = os.path.join(cfg.save_path, 'latest.pth')
-        saved = checkpoint.read_torch_file(latest) if os.path.isfile(latest) else None
+        saved, path, warning = self._read_newest()
+        self.resumed = saved is not None
         torch.manual_seed(cfg.seed)
         student = build_model(cfg)
-        notes = [] if saved is not None else load_initial_weights(student, cfg)
+        if not self.resumed:
+            notes += load_initial_weights(student, cfg)
         teacher = ema.make_teacher(student) if self.method.uses_teacher else None
         if cfg.compile:
             for network in (student, teacher):
@@ -85,43 +122,76 @@ class Run:
         self.optimizer = build_optimizer(unwrap(self.student), lr, cfg.lr_multi)
         self.update = Update(cfg, world, self.method, self.student, self.teacher, self.optimizer,
                              lr, self.total_steps)
-        if saved is not None:
-            self._restore(saved, latest)
+        self.lists = identities(cfg, self.method.uses_unlabeled)
+        changes = self._restore(saved, path) if self.resumed else []
         self.finished = self.epoch >= cfg.epochs
         if not self.finished:
-            self.log.open(config.dump(cfg), self.epoch, self.epoch * self.loader.steps_per_epoch,
-                          identities(cfg, self.method.uses_unlabeled))
+            with writing(cfg.save_path):
+                self.log.open(config.dump(cfg), self.epoch, self.step, self.lists,
+                              saved and saved.get('log'))
             notes += self.watch.notes()
-        for note in warnings + notes:
-            self.log.say(note)
-        if saved is not None and not self.finished:
-            self.log.say(f'resuming {latest}: {self.epoch} of {cfg.epochs} epochs are done')
         if world.size > 1 and world.device.type == 'cpu':
-            self.log.say('BatchNorm is not synchronised between processes on a CPU: each uses its '
+            notes.append('BatchNorm is not synchronised between processes on a CPU: each uses its '
                          "own batch's statistics; rank 0's running ones are evaluated and saved")
+        for note in notes:
+            self.log.say(note, keep=not self.resumed)
+        if warning:
+            self.log.say(warning)
+        if self.resumed and not self.finished:
+            self.log.say('; '.join([f'resuming {path}: {self.step} of {self.total_steps} steps, '
+                                    f'{self.epoch} of {cfg.epochs} epochs are done'] + changes))
+
+    def _read_newest(self):
+        """(content, path, warning): rank 0 chooses a file that is whole, and the others read it."""
+        found = [None, None, None]
+
+        def choose():
+            found[:] = checkpoint.newest(self.cfg.save_path)
+            return found[1:]
+        path, warning = self.world.on_main(choose)
+        if path and not self.world.is_main:
+            found[0] = checkpoint.read_torch_file(path)
+        return found[0], path, warning
 
     def _restore(self, saved, path):
+        """Take over a saved state; returns what has changed since, lines for the log."""
         if not isinstance(saved, dict) or not {'optimizer', 'world', 'config'} <= set(saved):
             raise UserError(f'{path}: cannot be resumed from: not a latest.pth of this program; '
                             'move it away or choose another --save-path')
         now = {**config.to_dict(self.cfg), 'processes': self.world.size}
         # A run from before a key existed was made with what is now its default.
         then = {**config.to_dict(type(self.cfg)()), **saved['config'], 'processes': saved['world']}
-        changed = [f'{name} was {then.get(name)!r}, is {now.get(name)!r}'
-                   for name in sorted({**now, **then})
-                   if name not in FREE_KEYS and now.get(name) != then.get(name)]
-        if changed:
+        for role, known in self.lists.items():
+            now[f'{role} list'] = f'sha256 {known.sha256[:12]}, {known.lines} lines'
+            then[f'{role} list'] = saved.get('lists', {}).get(role, now[f'{role} list'])
+        changed = [name for name in sorted({**now, **then}) if now.get(name) != then.get(name)]
+        texts = {name: f'{name} was {then.get(name)!r}, is {now.get(name)!r}' for name in changed}
+        unlike = [texts[name] for name in changed if name not in FREE_KEYS]
+        if unlike:
             raise UserError(f'{path}: this folder holds a run with other settings: '
-                            f'{"; ".join(changed)}. Choose another --save-path, or move the old '
-                            'folder away')
+                            f'{"; ".join(unlike)}. Choose another --save-path, or start over with '
+                            '--fresh, which moves the old run aside')
         networks = {'model': unwrap(self.student), 'teacher': self.teacher}
         for name, network in networks.items():
             if network is not None:
                 checkpoint.load_weights(network, saved[name], path)
+                rows = saved.get('statistics', {}).get(name)
+                if rows is not None:
+                    set_statistics(network, rows[self.world.rank])
         load_optimizer(self.optimizer, saved['optimizer'])
         if self.update.scaler and saved.get('scaler'):
             self.update.scaler.load_state_dict(saved['scaler'])
         self.epoch, self.seconds, self.best = saved['epoch'], saved['seconds'], saved['best']
+        self.step = self.saved_step = saved['step']
+        self.miou, self.skips = saved['miou'], saved.get('skips', 0)
+        if 'watch' in saved:
+            self.watch.restore(saved['watch'])
+        self.loader.replaced.update(saved.get('replaced', {}))
+        changes = [texts[name] for name in changed if name in FREE_KEYS]
+        if saved.get('torch', torch.__version__) != torch.__version__:
+            changes.append(f'saved by PyTorch {saved["torch"]}, this is {torch.__version__}: the '
+                           'last digits may differ')
+        return changes
 
     def networks(self):
         """{'student': network, 'teacher': network}, unwrapped; a method may have no teacher."""
@@ -131,99 +201,342 @@ class Run:
         return found
 
     def fit(self):
-        """Train what is left of the run; evaluate and save after each epoch."""
+        """Train what is left of the run; evaluate after each epoch, and save as it goes.
+
+        Raises:
+            Stopped: a signal asked for it; what was done is saved.
+            UserError: what training met that it cannot go on with.
+        """
         cfg, log = self.cfg, self.log
         if self.finished:
             log.say(f'{cfg.save_path}: already trained, {self.epoch} of {cfg.epochs} epochs')
         try:
-            self._fit()
+            with self.signals:
+                self._fit()
             log.summary()
         except RuntimeError as error:
-            if 'out of memory' not in str(error):
-                raise
-            raise UserError(memory_advice(cfg, str(error))) from None
+            if 'out of memory' in str(error):
+                raise UserError(memory_advice(cfg, str(error))) from None
+            if 'DataLoader worker' in str(error):  # comes at any moment, within a step too
+                raise UserError(f'{one_line(error)}; if its memory did not suffice use fewer '
+                                'workers; the same command goes on from step '
+                                f'{self.saved_step or 0}') from None
+            raise
         finally:
             log.close()
+            self.leave_folder()
 
     def _fit(self):
-        cfg, log = self.cfg, self.log
+        cfg, log, per_epoch = self.cfg, self.log, self.loader.steps_per_epoch
         while self.epoch < cfg.epochs:
-            started = time.time()
-            lr = self.train_epoch()
-            self.check()
-            self.epoch += 1
-            self.watch.end_epoch(self.epoch)
-            self.world.share_buffers(*self.networks().values())
+            self.started = time.time()
+            end = (self.epoch + 1) * per_epoch
+            if self.step < end:
+                self.train_epoch()
+                self.watch.end_epoch(self.epoch + 1)
+                self.world.share_buffers(*self.networks().values())
+                self.between_steps()
             trained = time.time()
+            due = (self.epoch + 1) % cfg.eval_every == 0 or self.epoch + 1 == cfg.epochs
             result = selecting = {}
-            if self.epoch % cfg.eval_every == 0 or self.epoch == cfg.epochs:
+            if due:
+                self.save()  # evaluating may take long, and may be interrupted
                 result = self.evaluate(self.val)
                 selecting = self.select_on and self.evaluate(self.select_on)
-            self.seconds += time.time() - started
+            self.epoch += 1
+            self.take_time()
             # The record first: what is recorded but not saved is recorded again on resuming.
             if result:
-                log.evaluation(self.epoch, self.epoch * self.loader.steps_per_epoch, result,
-                               self.names, lr, self.seconds, selecting)
-            self.save(result, selecting or result)
+                log.evaluation(self.epoch, self.step, result, self.names,
+                               self.optimizer.param_groups[0]['lr'], self.seconds, selecting)
+                self.keep_best(result, selecting or result)
+            self.save()
+            log.revive(self.step)
             log.pause(time.time() - trained)
+        self.agreement.finish()
+        self.world.on_main(self.finish_saving)
+
+    def take_time(self):
+        """Add the time since the last look to the run's."""
+        now = time.time()
+        self.seconds += now - self.started
+        self.started = now
 
     def evaluate(self, samples):
-        """{role: Scores} of the networks on a list's samples."""
-        return evaluate(self.networks(), self.cfg, samples, self.world, absent=records.ABSENT)
+        """{role: Scores} of the networks on a list's samples.
+
+        Raises:
+            Stopped: a signal asked for it.
+        """
+        result = evaluate(self.networks(), self.cfg, samples, self.world, absent=records.ABSENT,
+                          stop=lambda: self.signals.number)
+        if result is None:
+            number = int(self.world.highest(self.signals.number))
+            self.stop(number, f'while evaluating epoch {self.epoch + 1}')
+        return result
 
     def train_epoch(self):
-        """One pass over the data; returns the last learning rate."""
+        """What is left of a pass over the data."""
         self.student.train()
-        first = self.epoch * self.loader.steps_per_epoch
-        for step, batch in enumerate(self.loader.batches(self.epoch), first):
-            batch, terms, loss, lr = self.update(batch, self.epoch, step,
-                                                 watched=self.watch.looks_at(step))
-            self.log.step(self.epoch, step, terms, loss, lr,
-                          images=len(batch.x.weak) * (2 if batch.u else 1))
-            self.watch.step(self.epoch, step, terms, batch)
-        return lr
+        first = self.step - self.epoch * self.loader.steps_per_epoch
+        with contextlib.closing(self.loader.batches(self.epoch, first)) as batches:
+            end = (self.epoch + 1) * self.loader.steps_per_epoch
+            while self.step < end:
+                batch = self.next_batch(batches)
+                batch, terms, loss, lr = self.update(batch, self.epoch, self.step,
+                                                     watched=self.watch.looks_at(self.step))
+                self.log.step(self.epoch, self.step, terms, loss, lr,
+                              images=len(batch.x.weak) * (2 if batch.u else 1))
+                self.watch.step(self.epoch, self.step, terms, batch)
+                self.step += 1
+                if self.step < end:
+                    self.between_steps()
+            next(batches, None)  # leaves the loader in order
+        self.check()
+
+    def next_batch(self, batches):
+        """The next batch; says which files were replaced in it, and by what.
+
+        Raises:
+            UserError: a file is bad, after a save where this process trains alone.
+        """
+        replaced = self.loader.replaced
+        known, most = len(replaced), self.cfg.max_bad_samples
+        try:
+            batch = next(batches)
+            for message in list(replaced.values())[known:]:
+                if self.world.is_main:
+                    self.log.say(message)
+                else:
+                    print(f'rank {self.world.rank}: {message}', flush=True)
+            if len(replaced) > most:
+                raise UserError(f'{len(replaced)} files are bad and were replaced (max_bad_samples '
+                                f'= {most}): {", ".join(list(replaced)[:5])} ...; repair or unlist '
+                                'them, or raise max_bad_samples')
+        except UserError:
+            if self.world.size == 1:  # the others are in the midst of a step
+                self.check()
+                self.save()
+            raise
+        return batch
+
+    def between_steps(self):
+        """Save where it is due, and stop where any process was asked to."""
+        if self.lock:
+            self.lock.live()
+        late = self.world.is_main and time.monotonic() > self.save_at
+        number, save = self.agreement([self.signals.number, int(late)])
+        if number:
+            self.check()
+            self.save()
+            self.stop(number, f'after step {self.step}')
+        if save or self.every_steps and self.step % self.every_steps == 0:
+            self.check()
+            self.save()
+
+    def stop(self, number, where):
+        """Say where the run stops for a signal, and raise Stopped."""
+        self.agreement.finish()
+        self.log.say(f'stopped by {signal.Signals(number).name} {where}; ' + (
+            'the same command goes on there' if self.saved_step == self.step else
+            f'it could not be saved, the same command goes on from step {self.saved_step or 0}'))
+        raise Stopped(number)
+
+    def on_check(self, fault):
+        """Act on numbers that were not finite: stop, or note the steps that were left out.
+
+        Raises:
+            UserError: on every rank.
+        """
+        world, cfg = self.world, self.cfg
+        steps = int(world.highest(fault.steps if fault else 0))
+        if not steps:
+            return
+        # Another process may have been the first: each prints what it saw, rank 0 what it can.
+        text = 'in another process'
+        if fault:
+            epoch, step = divmod(fault.step - 1, self.loader.steps_per_epoch)
+            text = (f'at step {fault.step} in term {fault.term}; its samples: '
+                    f'{self.loader.samples(epoch, step)}')
+        self.skips += steps
+        if cfg.on_nonfinite == 'skip' and self.skips <= cfg.max_skips:
+            self.log.say(f'warning: {steps} steps were not finite and left out ({self.skips} of '
+                         f'max_skips = {cfg.max_skips}), the first {text}')
+            return
+        where = world.on_main(lambda: self.save_for_inspection(fault))
+        limit = f' ({self.skips} skipped steps, max_skips = {cfg.max_skips})' \
+            if cfg.on_nonfinite == 'skip' else ''
+        raise UserError(f'non-finite loss{limit} {text}; {where}; the checkpoints in '
+                        f'{cfg.save_path} are from before: lower lr, look at these samples, or '
+                        'leave such steps out with on_nonfinite=skip')
+
+    def save_for_inspection(self, fault):
+        """Write the networks as they were left; returns where, for the message."""
+        content = {'model': checkpoint.weights(unwrap(self.student)), 'weights': 'student',
+                   'config': config.to_dict(self.cfg), 'classes': self.names, 'epoch': self.epoch,
+                   'step': self.step}
+        if self.teacher is not None:
+            content['teacher'] = checkpoint.weights(self.teacher)
+            content.pop('weights')
+        if fault:
+            epoch, step = divmod(fault.step - 1, self.loader.steps_per_epoch)
+            content.update(fault={'step': fault.step, 'term': fault.term, 'steps': fault.steps,
+                                  'samples': self.loader.samples(epoch, step)})
+        path = os.path.join(self.cfg.save_path, INSPECT)
+        try:
+            checkpoint.save(path, content)
+        except OSError as error:
+            return f'the networks could not be saved for inspection ({one_line(error)})'
+        return f'{path} holds the networks, the student as before that step'
 
     def check(self):
         """Raise a UserError before weights that are not finite can be saved."""
         self.log.check()
         for name, tensor in unwrap(self.student).state_dict().items():
             if not torch.isfinite(tensor).all():
-                raise UserError(f'non-finite weights in {name} after epoch {self.epoch + 1}; the '
+                raise UserError(f'non-finite weights in {name} after step {self.step}; the '
                                 f'checkpoints in {self.cfg.save_path} are from before: lower lr')
 
-    def save(self, result, selecting):
-        """Write latest.pth, and best.pth and t_best.pth where this evaluation is the best.
+    def keep_best(self, result, selecting):
+        """Have best.pth and t_best.pth written by the next save, where this is the best so far.
 
         Args:
             result: {role: Scores} on val. selecting: those that decide what is best.
         """
-        improved = [role for role, score in selecting.items()
-                    if role not in self.best or score.miou > self.best[role]]
-        for role in improved:
-            self.best[role] = selecting[role].miou
-        if not self.world.is_main:
-            return
-        common = {'config': config.to_dict(self.cfg), 'classes': self.names, 'epoch': self.epoch,
-                  'step': self.epoch * self.loader.steps_per_epoch}
+        self.miou = result['student'].miou
         networks = self.networks()
-        for role in improved:
+        for role, score in selecting.items():
+            if role in self.best and score.miou <= self.best[role]:
+                continue
+            self.best[role] = score.miou
             name = {'student': 'best.pth', 'teacher': 't_best.pth'}[role]
-            checkpoint.save(os.path.join(self.cfg.save_path, name),
-                            {'model': checkpoint.weights(networks[role]), 'weights': role,
-                             'miou': result[role].miou, **common})
+            self.unsaved[name] = {'model': checkpoint.weights(networks[role]), 'weights': role,
+                                  'miou': result[role].miou, **self.place()}
+
+    def place(self):
+        """What every checkpoint says of the run, and of where it stands."""
+        return {'config': config.to_dict(self.cfg), 'classes': self.names, 'epoch': self.epoch,
+                'step': self.step}
+
+    def save(self):
+        """Write best.pth and t_best.pth if they are due, then latest.pth; on every rank.
+
+        A save that fails, on a full disk for example, is said, and tried again in a minute; the
+        state of before stays.
+        """
+        state = self.state()
+        if self.world.is_main:
+            self.write(state)
+        else:
+            self.unsaved, self.saved_step = {}, self.step
+
+    def write(self, state):
+        folder, now = self.cfg.save_path, time.monotonic()
+        try:
+            # In this order: without its best.pth an evaluation is not to count as done.
+            for name in list(self.unsaved):
+                checkpoint.save(os.path.join(folder, name), self.unsaved[name])
+                del self.unsaved[name]
+            checkpoint.save(os.path.join(folder, checkpoint.LATEST), state,
+                            keep=os.path.join(folder, checkpoint.PREVIOUS))
+        except OSError as error:
+            self.log.say(f'warning: step {self.step} could not be saved in {folder}: '
+                         f'{one_line(error)}; it is tried again')
+            for content in self.unsaved.values():
+                # On a CPU these are the networks' own tensors, which go on to change.
+                content['model'] = {name: t.clone() for name, t in content['model'].items()}
+            self.save_at, self.unsaved_state = now + RETRY, state
+            return
+        self.saved_step, self.unsaved_state = self.step, None
+        self.save_at = now + (self.every_seconds or 1e12)
+
+    def finish_saving(self):
+        """Have the last state on the disk, which may have been full; on rank 0.
+
+        Raises:
+            UserError: it cannot be written even now.
+        """
+        for pause in (1, 5, 20):
+            if self.unsaved_state is None:
+                return
+            time.sleep(pause)
+            self.write(self.unsaved_state)
+        if self.unsaved_state is not None:
+            raise UserError(f'{self.cfg.save_path}: the end of the run could not be saved; make '
+                            f'room, and the same command goes on from step {self.saved_step or 0}')
+
+    def state(self):
+        """All that a run goes on from, on rank 0; some of it is gathered from the others."""
+        statistics = {}
+        if self.world.has_plain_bn and self.step % self.loader.steps_per_epoch:
+            for name, network in (('model', unwrap(self.student)), ('teacher', self.teacher)):
+                if network is not None:
+                    statistics[name] = self.world.rows(get_statistics(network))
+        watch = self.watch.state()
+        if not self.world.is_main:
+            return None
+        self.take_time()
+        networks = self.networks()
         latest = {'model': checkpoint.weights(networks['student']),
                   'optimizer': self.optimizer.state_dict(), 'world': self.world.size,
-                  'seconds': self.seconds, 'best': dict(self.best),
-                  'miou': result['student'].miou if result else None,
+                  'seconds': self.seconds, 'best': dict(self.best), 'miou': self.miou,
+                  'skips': self.skips, 'log': self.log.state(), 'watch': watch,
+                  'replaced': dict(self.loader.replaced),
+                  'lists': {role: f'sha256 {known.sha256[:12]}, {known.lines} lines'
+                            for role, known in self.lists.items()},
+                  'torch': str(torch.__version__),
                   # All randomness derives from the seed and the step: this is its whole state.
-                  'random_state': {'seed': self.cfg.seed, 'step': common['step']}, **common}
+                  'random_state': {'seed': self.cfg.seed, 'step': self.step}, **self.place()}
+        if statistics:
+            latest['statistics'] = statistics
         if self.update.scaler:
             latest['scaler'] = self.update.scaler.state_dict()
         if self.teacher is None:
             latest['weights'] = 'student'
         else:
             latest['teacher'] = checkpoint.weights(self.teacher)
-        checkpoint.save(os.path.join(self.cfg.save_path, 'latest.pth'), latest)
+        return latest
+
+
+def get_statistics(network):
+    """All floating-point buffers of a network (BN's running statistics) as one vector."""
+    return torch.cat([buffer.flatten() for buffer in network.buffers()
+                      if buffer.is_floating_point()])
+
+
+def set_statistics(network, vector):
+    """The reverse of `get_statistics`."""
+    buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
+    for buffer, values in zip(buffers, vector.split([buffer.numel() for buffer in buffers])):
+        buffer.copy_(values.view_as(buffer))
+
+
+@contextlib.contextmanager
+def writing(folder):
+    """A disk that fails before there is anything to lose is the user's to see to."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f'{folder}: cannot be written: {one_line(error)}; make room, or choose '
+                        'another --save-path') from None
+
+
+def move_aside(folder):
+    """Move an earlier run's files into a folder of their own inside; returns lines for the log.
+
+    The logs of the scripts stay: one of them is being written.
+    """
+    names = [name for name in sorted(os.listdir(folder))
+             if name in ('best.pth', 't_best.pth', 'config.yaml', 'metrics.jsonl', 'train.log',
+                         checkpoint.LATEST, checkpoint.PREVIOUS, checkpoint.DAMAGED, INSPECT)
+             or name.startswith('events.out.tfevents')]
+    if not names:
+        return []
+    target = os.path.join(folder, datetime.datetime.now().strftime('before_%Y%m%d_%H%M%S'))
+    os.mkdir(target)
+    for name in names:
+        os.replace(os.path.join(folder, name), os.path.join(target, name))
+    return [f'--fresh: the run that was here is now in {target}']
 
 
 def choose_lr(cfg, processes):
@@ -272,16 +585,7 @@ def check_data(cfg, world, labeled, unlabeled, val, select_on=None):
     """
     if cfg.skip_check:
         return []
-    warnings, failure = [], None
-    if world.is_main:
-        try:
-            warnings = quick_check(cfg, labeled, unlabeled, val, select_on)
-        except UserError as error:
-            failure = error
-    failed = world.sum(torch.tensor(float(failure is not None), device=world.device))
-    if failed:
-        raise failure or UserError('the check of the data failed; process 0 says why')
-    return warnings
+    return world.on_main(lambda: quick_check(cfg, labeled, unlabeled, val, select_on))
 
 
 def identities(cfg, uses_unlabeled):

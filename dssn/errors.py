@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake raises, and how a command ends with it."""
+"""How a command ends before its end: a user's mistake, or a signal."""
 import sys
 
 
@@ -8,6 +8,18 @@ class UserError(Exception):
     Its message names the file, the key or line, the value, what is allowed and what to do. The
     entry scripts print it as one line without a traceback and exit with status 1.
     """
+
+
+class Stopped(Exception):
+    """A run that was asked to stop has saved where it stands.
+
+    Attributes:
+        number: of the signal; the process ends with the status 128 + number.
+    """
+
+    def __init__(self, number):
+        super().__init__(number)
+        self.number = number
 
 
 def exit_status(program, run, *args):

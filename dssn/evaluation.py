@@ -145,7 +145,7 @@ def scores(matrix, images=0, absent='skip'):
 
 @torch.no_grad()
 def evaluate(models: Dict[str, torch.nn.Module], cfg, samples, world, watch=None, absent='skip',
-             predict=None):
+             predict=None, stop=None):
     """Evaluate networks on a list, in one pass over the data; their modes are restored.
 
     Args:
@@ -155,9 +155,10 @@ def evaluate(models: Dict[str, torch.nn.Module], cfg, samples, world, watch=None
             {name: prediction (H, W)}) for every image of this rank, on the CPU, in any order;
             H x W is what is evaluated (`center_crop`: the crop). absent: see `scores`.
         predict: from `predictor`, by default of the config's protocol.
+        stop: asked before every group of images; what is not 0 on any rank gives it up on all.
 
     Returns:
-        {name: Scores}, the same on every rank.
+        {name: Scores}, the same on every rank; None where it was given up.
     """
     predict = predict or predictor(cfg.protocol, cfg.crop_size)
     at_once = images_at_once(cfg, world.device)
@@ -172,6 +173,8 @@ def evaluate(models: Dict[str, torch.nn.Module], cfg, samples, world, watch=None
             items = ((centre(image, cfg.crop_size), centre(label, cfg.crop_size), position)
                      for image, label, position in items)
         for group in of_one_size(items, at_once):
+            if stop and stop():
+                break
             images, label, positions = zip(*group)
             x = normalise(torch.stack(images).to(world.device, non_blocking=True))
             truth = torch.stack(label).to(world.device, non_blocking=True)
@@ -186,6 +189,8 @@ def evaluate(models: Dict[str, torch.nn.Module], cfg, samples, world, watch=None
     finally:
         for name, model in models.items():
             model.train(training[name])
+    if stop and int(world.sum(torch.tensor(stop(), device=world.device))):
+        return None
     return {name: scores(world.sum(matrix), len(samples), absent)
             for name, matrix in matrices.items()}
 

@@ -1,7 +1,6 @@
 """A run's records: text log, metrics.jsonl, TensorBoard, progress bar. Only rank 0 writes."""
 import datetime
 import json
-import math
 import os
 import resource
 import sys
@@ -11,31 +10,43 @@ import torch
 from tqdm import tqdm
 
 from dssn import records
+from dssn.distributed import one_line
 from dssn.errors import UserError
 from dssn.evaluation import table
+from dssn.finite import FiniteCheck
+from dssn.lines import Lines
 from dssn.machine import machine
 
 
 class Logbook:
-    """Writes into a run's folder; on other ranks than 0 only the check of the losses is made."""
+    """Writes into a run's folder; on other ranks than 0 only the numbers are checked.
 
-    def __init__(self, cfg, world, total_steps):
+    A disk that is full or away for a while ends nothing: lines wait, and TensorBoard goes without.
+
+    Args:
+        on_check: called with a `Fault` or None wherever the numbers since are looked at, on every
+            rank at the same places; by default a fault is raised.
+    """
+
+    def __init__(self, cfg, world, total_steps, on_check=None):
         self.cfg, self.world, self.total_steps = cfg, world, total_steps
+        self.on_check = on_check or self._refuse
+        self.finite = FiniteCheck()
         self.bar = self.text = self.board = None
         self.metrics = os.path.join(cfg.save_path, 'metrics.jsonl')
         self.lists, self.knows_peak = {}, False
         self.history = []  # the records so far, of earlier starts too
         self._restart()
 
-    def open(self, config_text, epoch, step, lists=None):
+    def open(self, config_text, epoch, step, lists=None, state=None):
         """Open the files; lines of evaluations that will be made again (after `epoch` of them) go.
 
         Args:
             lists: {role: Identity} of the id lists, for config.yaml, metrics.jsonl and the log.
+            state: what `state` gave for the checkpoint that is resumed from.
         """
         if not self.world.is_main:
             return
-        from torch.utils.tensorboard import SummaryWriter
         folder = self.cfg.save_path
         self.lists = lists or {}
         with open(os.path.join(folder, 'config.yaml'), 'w', encoding='utf-8') as file:
@@ -44,12 +55,23 @@ class Logbook:
                             f'sha256 {known.sha256}\n' for role, known in self.lists.items())
             file.write(config_text)
         self._open_text()
+        if state:
+            self.text.undo(state['bytes'])
+            self.sums = {name: (total.to(self.world.device), count.to(self.world.device))
+                         for name, (total, count) in state['sums'].items()}
+            self.images = state['images']
         self._forget_from(epoch)
-        self.board = SummaryWriter(folder, purge_step=step + 1 if step else None)
+        self._open_board(step)
         if sys.stderr.isatty():
             self.bar = tqdm(total=self.total_steps, initial=step, unit='step', dynamic_ncols=True)
         for role, known in self.lists.items():
-            self.say(f'{role} list: {known.text}')
+            self.say(f'{role} list: {known.text}', keep=not step)
+
+    def state(self):
+        """What a checkpoint holds, so that the log goes on as if it had not been interrupted."""
+        return {'bytes': self.text.size if self.text else 0, 'images': self.images,
+                'sums': {name: [total.cpu(), count.cpu()]
+                         for name, (total, count) in self.sums.items()}}
 
     def is_due(self, step, every):
         """Whether something that comes every so many steps, and after the last, follows `step`."""
@@ -57,17 +79,38 @@ class Logbook:
 
     def scalars(self, values, step):
         """{tag: number} for TensorBoard alone."""
-        if self.board:
-            for tag, value in values.items():
-                self.board.add_scalar(tag, value, step + 1)
+        for tag, value in values.items():
+            self._show('add_scalar', tag, value, step + 1)
 
     def picture(self, tag, pixels, step):
         """RGB pixels (H, W, 3) uint8 for TensorBoard."""
-        if self.board:
-            self.board.add_image(tag, pixels, step + 1, dataformats='HWC')
+        self._show('add_image', tag, pixels, step + 1, dataformats='HWC')
+
+    def _open_board(self, step):
+        from torch.utils.tensorboard import SummaryWriter
+        self.board = SummaryWriter(self.cfg.save_path, purge_step=step + 1 if step else None)
+
+    def _show(self, what, *args, **kwargs):
+        """Call the writer of TensorBoard's files, until it fails."""
+        if self.board is None:
+            return
+        try:
+            getattr(self.board, what)(*args, **kwargs)
+        except OSError as error:
+            self.board = None
+            self.say(f'warning: TensorBoard goes without what follows: {one_line(error)}')
+
+    def revive(self, step):
+        """TensorBoard once more, where the disk has room again."""
+        if self.text and self.board is None:
+            try:
+                self._open_board(step)
+            except OSError:
+                self.board = None
 
     def _open_text(self):
-        self.text = open(os.path.join(self.cfg.save_path, 'train.log'), 'a', encoding='utf-8')
+        self.text = Lines(os.path.join(self.cfg.save_path, 'train.log'))
+        self.scores = Lines(self.metrics)
 
     def _forget_from(self, epoch):
         """Drop the evaluations after `epoch`, a summary and a last line that was cut off."""
@@ -79,24 +122,25 @@ class Logbook:
         with open(f'{self.metrics}.tmp', 'w', encoding='utf-8') as file:
             file.writelines(json.dumps(record) + '\n' for record in kept)
         os.replace(f'{self.metrics}.tmp', self.metrics)
+        self.scores = Lines(self.metrics)
 
     def _record(self, record):
-        with open(self.metrics, 'a', encoding='utf-8') as file:
-            file.write(json.dumps(record) + '\n')
         self.history.append(record)
+        error = self.scores.write(json.dumps(record) + '\n')
+        if error:
+            self.say(f'warning: {self.metrics}: {one_line(error)}; written as soon as it can be')
 
-    def say(self, message):
-        """A line for the terminal and the text log."""
+    def say(self, message, keep=True):
+        """A line for the terminal and, to `keep`, the text log."""
         if not self.world.is_main:
             return
         if self.bar:
             tqdm.write(message, file=sys.stdout)
         else:
             print(message, flush=True)
-        if self.text:
+        if self.text and keep:
             stamp = datetime.datetime.now().strftime('%Y-%m-%d %H:%M:%S')
             self.text.write(f'{stamp} {message}\n')
-            self.text.flush()
 
     def step(self, epoch, step, terms, loss, lr, images):
         """Take note of a step; every `log_every` steps, `check` and write the means since.
@@ -106,14 +150,13 @@ class Logbook:
         Args:
             images: how many images this process trained on in the step.
         """
-        for name, value in [*terms.losses.items(), *terms.shares.items(), ('loss', loss)]:
+        numbers = {**terms.losses, **terms.shares, 'loss': loss}
+        self.finite.note(step, numbers)
+        for name, value in numbers.items():
             value = value.detach()
+            finite = torch.isfinite(value)
             total, count = self.sums.get(name, (0, 0))
-            self.sums[name] = total + value, count + 1
-            # One step after the first bad term all are bad: note when each went.
-            went = torch.where(torch.isfinite(value), value.new_tensor(math.inf),
-                               value.new_tensor(step + 1.0))
-            self.went[name] = torch.min(self.went[name], went) if name in self.went else went
+            self.sums[name] = total + value.masked_fill(~finite, 0), count + finite.long()
         self.images += images
         if self.bar:
             self.bar.update()
@@ -125,20 +168,20 @@ class Logbook:
             self._write(epoch, step, lr)
 
     def check(self):
-        """Raise a UserError if a term has not been finite, by its name and the step."""
-        first = {name: float(step) for name, step in self.went.items()}
-        name = min(first, key=first.get, default=None)
-        if name is not None and math.isfinite(first[name]):
-            raise UserError(f'non-finite loss at step {first[name]:.0f} in term {name}; the '
-                            f'checkpoints in {self.cfg.save_path} are from before: lower lr, or '
-                            'look at the samples of this step')
+        """Hand what was not finite since the last look to `on_check`, by default an error."""
+        self.on_check(self.finite.look())
+
+    def _refuse(self, fault):
+        if fault:
+            raise UserError(f'non-finite loss at step {fault.step} in term {fault.term}')
 
     def _write(self, epoch, step, lr):
         self.check()
-        means = {name: float(total) / count for name, (total, count) in self.sums.items()}
+        means = {name: float(total) / max(int(count), 1)
+                 for name, (total, count) in self.sums.items()}
         seconds = max(time.time() - self.since, 1e-9)
         means['images_per_second'] = self.images * self.world.size / seconds
-        if self.board:
+        if self.text:
             self.scalars({f'train/{name}': value for name, value in {**means, 'lr': lr}.items()},
                          step)
             shown = ' '.join(f'{name} {value:.4g}' for name, value in means.items())
@@ -147,7 +190,7 @@ class Logbook:
         self._restart()
 
     def _restart(self):
-        self.sums, self.went, self.images, self.since = {}, {}, 0, time.time()
+        self.sums, self.images, self.since = {}, 0, time.time()
 
     def pause(self, seconds):
         """Leave out time that was not training from images per second."""
@@ -178,13 +221,13 @@ class Logbook:
         line['machine'] = machine(self.world.device)
         self._record(line)
         for role, score in result.items():
-            self.board.add_scalar(f'eval/{role}/mIoU', score.miou, step)
+            self._show('add_scalar', f'eval/{role}/mIoU', score.miou, step)
             for name, value in zip(names, score.iou):
                 if value is not None:
-                    self.board.add_scalar(f'eval/{role}/IoU/{name}', value, step)
+                    self._show('add_scalar', f'eval/{role}/IoU/{name}', value, step)
         for role, score in (selecting or {}).items():
-            self.board.add_scalar(f'select_on/{role}/mIoU', score.miou, step)
-        self.board.flush()
+            self._show('add_scalar', f'select_on/{role}/mIoU', score.miou, step)
+        self._show('flush')
         self.say(table(result, names))
         if selecting:
             self.say('mIoU on select_on: ' + ', '.join(
@@ -215,10 +258,10 @@ class Logbook:
     def close(self):
         if self.bar:
             self.bar.close()
-        if self.board:
-            self.board.close()
+        self._show('close')
         if self.text:
-            self.text.close()
+            self.text.flush()
+            self.scores.flush()
 
 
 def peak_memory(device):

@@ -48,12 +48,11 @@ def gradient_norm(optimizer):
     return torch.stack(norms).norm()
 
 
-def guarded_step(optimizer, norm):
-    """The optimizer's step; none of it, momentum included, where `norm` (scalar) is not finite.
+def guarded_step(optimizer, bad):
+    """The optimizer's step; none of it, momentum included, where `bad` (bool scalar).
 
     The device decides: the host does not wait for it.
     """
-    bad = ~torch.isfinite(norm)
     if FUSED:
         optimizer.grad_scale, optimizer.found_inf = None, bad.float()
         optimizer.step()

@@ -25,6 +25,9 @@ class Update:
         self.student, self.teacher, self.optimizer = student, teacher, optimizer
         self.lr, self.total_steps = lr, total_steps
         self.scaler = precision.make_scaler(cfg)
+        # Whether a gradient was not finite, on the device: the steps after it are left out too,
+        # so that the run stops with the weights of before. Not with `on_nonfinite: skip`.
+        self.went_bad = torch.zeros((), dtype=torch.bool, device=world.device)
 
     def __call__(self, batch, epoch, step, watched=False):
         """Train on a batch.
@@ -35,16 +38,19 @@ class Update:
 
         Returns:
             (the batch on the device, the method's `Terms`, the loss, the rate of the backbone);
-            among the shares is `gradient_norm`. Where that is not finite the student stays
-            as it was.
+            among the shares is `gradient_norm`. Where that is not finite the student stays as it
+            was; with `on_nonfinite: skip` BN's running statistics of both networks do, too.
         """
         cfg, optimizer = self.cfg, self.optimizer
         lr = set_lr(optimizer, step, self.total_steps, self.lr, cfg.lr_multi)
         self.method.start_step(epoch, step, self.teacher, watched)
         batch = self.move(batch)
         optimizer.zero_grad(set_to_none=True)
+        kept = self.statistics(copy=True) if cfg.on_nonfinite == 'skip' else None
         terms = self.gradients(batch, step)
         norm = self.optimize()
+        if kept:
+            self.restore(kept, norm)
         if self.teacher is not None:
             self.average()
         terms = terms._replace(shares={**terms.shares, 'gradient_norm': norm})
@@ -81,7 +87,11 @@ class Update:
         """The optimizer's step; returns the gradient's norm, a scalar on the device."""
         if self.scaler is None:
             norm = gradient_norm(self.optimizer)
-            guarded_step(self.optimizer, norm)
+            bad = ~torch.isfinite(norm)
+            if self.cfg.on_nonfinite == 'stop':
+                self.went_bad |= bad
+                bad = self.went_bad
+            guarded_step(self.optimizer, bad)
             return norm
         self.scaler.unscale_(self.optimizer)
         # A gradient beyond fp16 is no fault: the scaler leaves the step out and scales less.
@@ -89,6 +99,19 @@ class Update:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return norm
+
+    def statistics(self, copy=False):
+        """BN's running statistics of both networks, or copies of them."""
+        networks = [unwrap(self.student)] + ([self.teacher] if self.teacher is not None else [])
+        return [buffer.clone() if copy else buffer for network in networks
+                for buffer in network.buffers() if buffer.is_floating_point()]
+
+    @torch.no_grad()
+    def restore(self, kept, norm):
+        """Give the running statistics back where the gradient is not finite; they may not be."""
+        good = torch.isfinite(norm)
+        for buffer, old in zip(self.statistics(), kept):
+            buffer.copy_(torch.where(good, buffer, old))
 
     def average(self):
         ema.update(self.teacher, unwrap(self.student), self.method.keep_rate)

@@ -42,6 +42,22 @@ class Watch:
         return [f'watch_truth: {count} of {len(self.unlabeled)} lines of {path} name a mask; they '
                 'are compared with pseudo-labels, never trained on']
 
+    def state(self):
+        """What a checkpoint holds of the watch; counts of the epoch are those of all ranks."""
+        return {'recent': {name: counts.cpu() for name, counts in self.recent.items()},
+                'of_epoch': {name: self.world.sum(counts).cpu()
+                             for name, counts in sorted(self.of_epoch.items())},
+                'missing': list(self.missing), 'problems': sorted(self.problems)}
+
+    def restore(self, state):
+        """Go on from a `state`; it counts once, so the other ranks begin at zero."""
+        self.missing, self.problems = list(state['missing']), set(state['problems'])
+        for name in ('recent', 'of_epoch'):
+            setattr(self, name, {
+                key: counts.to(self.world.device) if self.world.is_main
+                else torch.zeros_like(counts, device=self.world.device)
+                for key, counts in state[name].items()})
+
     def looks_at(self, step):
         """Whether panels are drawn of a step."""
         return self.world.is_main and self.log.is_due(step, self.cfg.panel_every)

@@ -11,7 +11,7 @@ from PIL import Image
 from dssn.batch import STD, normalise
 from dssn.bench import evaluation, loader, memory, pictures, step, timing
 from dssn.bench.__main__ import main
-from dssn.data import datasets
+from dssn.data import views
 from dssn.data.lists import read_list
 from dssn.distributed import World
 from dssn.errors import UserError
@@ -192,8 +192,8 @@ def both_ways(tiny_world, tmp_path):
 @pytest.mark.parametrize('partner', ['same', 'other'])
 def test_the_plain_order_gives_the_same_batches(both_ways, monkeypatch, partner):
     # Without the strong operations, which multiply a difference of a grey level.
-    monkeypatch.setattr(datasets, 'strong_view', lambda image, *_: image)
-    monkeypatch.setattr(loader, 'strong_view', lambda image, *_: image)
+    for module in (views, loader):
+        monkeypatch.setattr(module, 'strong_operations', lambda *_: [])
     ours, plain = both_ways(cutmix_partner=partner, crop_size=49)
     assert len(ours) == len(plain) == 3
     for mine, other in zip(ours, plain):
@@ -217,11 +217,21 @@ def test_the_plain_order_makes_the_same_strong_views(both_ways):
             assert (normalise(getattr(mine.u, name)) - getattr(other.u, name)).abs().max() < 1e-5
             box = getattr(mine.v, 'box' + name[-1])
             for row in range(len(box)):
-                if box[row].any():  # else ours makes none
+                if box[row].any():  # ours makes what is in the box alone
                     seen += 1
-                    a, b = (getattr(part, name)[row:row + 1] for part in (mine.v, other.v))
+                    top, left, height, width = box[row].tolist()
+                    a, b = (getattr(part, name)[row:row + 1, :, top:top + height, left:left + width]
+                            for part in (mine.v, other.v))
                     assert (normalise(a) - b).abs().max() < 1e-5
     assert seen
+
+
+def test_the_plain_strong_view_has_the_same_pixels():
+    values = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    image = Image.fromarray(values)
+    for seed in range(100):
+        plain = loader.plain_strong_view(image, views.generator(seed), 3, True)
+        assert plain.tobytes() == views.strong_view(image, views.generator(seed), 3).tobytes()
 
 
 def test_unlike_batches_are_told(both_ways):

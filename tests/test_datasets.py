@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dssn.data import datasets
+from dssn.data import datasets, views
 from dssn.data.datasets import PARTNER, UNLABELED, Draw, EvalSet, TrainSet, weak_truth
 from dssn.data.lists import Sample, check_files, read_list
 from dssn.errors import UserError
@@ -196,7 +196,7 @@ def test_all_views_of_an_image_draw_from_their_own_stream(tiny_world, monkeypatc
 
 def test_both_strong_views_come_from_the_weak_view(tiny_world, monkeypatch):
     # With strong operations that do nothing, the strong views are the weak view.
-    monkeypatch.setattr(datasets, 'strong_view', lambda image, rng, *rest: image)
+    monkeypatch.setattr(views, 'strong_operations', lambda *_: [])
     data = train_set(tiny_world())
     for i in range(5):
         _, u, v = data[Draw(0, 0, i, 8 - i, 0)]
@@ -218,8 +218,8 @@ def test_strong_views_are_drawn_independently(tiny_world):
 @pytest.mark.parametrize('num_aug, random_number', [(0, True), (3, True), (2, False)])
 def test_the_pool_follows_the_config(tiny_world, monkeypatch, num_aug, random_number):
     asked = []
-    monkeypatch.setattr(datasets, 'strong_view', lambda image, rng, number, flag: (
-        asked.append((number, flag)) or image))
+    monkeypatch.setattr(views, 'strong_operations', lambda rng, number, flag: (
+        asked.append((number, flag)) or []))
     train_set(tiny_world(), num_aug=num_aug, flag_use_random_num_sampling=random_number)[
         Draw(0, 0, 1, 1, 0)]
     assert len(asked) >= 2 and set(asked) == {(num_aug, random_number)}
@@ -241,26 +241,30 @@ def test_boxes_are_shared_with_the_partner_and_drawn_apart(tiny_world):
         assert abs(kinds.count(kind) - 40) < 5 * 5.5
 
 
-def test_a_partners_strong_view_is_drawn_only_for_a_box(tiny_world, monkeypatch):
+@pytest.mark.parametrize('num_aug', [0, 3])
+def test_a_partners_strong_view_is_made_in_its_box_alone(tiny_world, monkeypatch, num_aug):
     calls = []
     original = datasets.strong_view
     monkeypatch.setattr(datasets, 'strong_view', lambda image, rng, *rest: (
         calls.append(1) or original(image, rng, *rest)))
-    data = train_set(tiny_world(n_unlabeled=2), num_aug=3)
-    seen = set()
-    for epoch in range(12):
+    data, seen = train_set(tiny_world(n_unlabeled=2), num_aug=num_aug), set()
+    for epoch in range(24):
+        draw = Draw(0, 0, 0, 1, epoch)
         del calls[:]
-        _, u, v = data[Draw(0, 0, 0, 1, epoch)]
-        boxes = bool(u.box1.any()), bool(u.box2.any())
-        assert len(calls) == 2 + sum(boxes)
-        seen.add(boxes)
-        # Where there is no box nothing of it is looked at; where there is, it is a strong view
-        # of the partner, the same one whichever image it is pasted into.
-        again = data[Draw(1, 1, 1, 1, epoch)].v
-        for box, strong in zip((1, 2), ('strong1', 'strong2')):
-            if boxes[box - 1] and getattr(again, 'box%d' % box).any():
-                assert torch.equal(getattr(v, strong), getattr(again, strong))
-    assert len(seen) > 2
+        _, u, v = data[draw]
+        boxes = [tuple(box.tolist()) for box in (u.box1, u.box2)]
+        assert len(calls) == 2 + sum(map(any, boxes))
+        weak = Image.fromarray(v.weak.permute(1, 2, 0).numpy())
+        for view, (top, left, height, width), strong in zip(
+                (datasets.STRONG1, datasets.STRONG2), boxes, (v.strong1, v.strong2)):
+            whole = original(weak, data.rng(draw, 1, PARTNER + view), num_aug)
+            expected = v.weak.clone()
+            inside = np.s_[top:top + height, left:left + width]
+            expected[(slice(None),) + inside] = torch.from_numpy(
+                np.array(whole)[inside]).permute(2, 0, 1)
+            assert torch.equal(strong, expected)
+        seen.add(tuple(map(any, boxes)))
+    assert len(seen) == 4
 
 
 def test_partner_same_is_another_draw_of_the_image(tiny_world):
@@ -333,7 +337,7 @@ def test_pixels_arrive_as_red_green_blue(tiny_world):
 # Errors, and evaluation.
 
 def test_a_bad_file_is_an_item_that_names_its_line(tiny_world):
-    world = tiny_world()
+    world = tiny_world(max_bad_samples=0)
     data = train_set(world)
     with open(os.path.join(world.root, 'images', 'unlabeled4.jpg'), 'wb') as file:
         file.write(b'no image')
@@ -342,6 +346,44 @@ def test_a_bad_file_is_an_item_that_names_its_line(tiny_world):
         assert isinstance(item, UserError)
         assert str(item).startswith(world.unlabeled + ' line 5: ')
     assert not isinstance(data[Draw(0, 0, 2, 3, 0)], UserError)
+
+
+def test_the_next_sample_that_can_be_read_stands_for_a_bad_one(tiny_world):
+    world = tiny_world(cutmix_partner='other')
+    data = train_set(world)
+    for name in ('unlabeled4', 'unlabeled5', 'unlabeled8', 'labeled1'):
+        with open(os.path.join(world.root, 'images', name + '.jpg'), 'wb') as file:
+            file.write(b'no image')
+    for draw, stands, paths in (
+            (Draw(1, 0, 2, 3, 0), Draw(2, 0, 2, 3, 0), ['labeled1']),
+            (Draw(0, 0, 4, 2, 0), Draw(0, 0, 6, 2, 0), ['unlabeled4']),
+            (Draw(0, 0, 2, 5, 0), Draw(0, 0, 2, 6, 0), ['unlabeled5']),
+            (Draw(0, 3, 8, 8, 1), Draw(0, 3, 0, 0, 1), ['unlabeled8'])):
+        found, expected = data[draw], data[stands]
+        assert [path for path, _ in found.files] == ['images/{}.jpg'.format(p) for p in paths]
+        for path, text in found.files:
+            assert path in text and 'replaced by' in text and ' line ' in text
+        for part, same in zip(found.row, expected):
+            assert all(torch.equal(a, b) for a, b in zip(part, same))
+
+
+def test_a_bad_mask_of_a_labeled_image_is_replaced_too(tiny_world):
+    world = tiny_world()
+    Image.new('L', (40, 30), 9).save(os.path.join(world.root, 'masks', 'labeled0.png'))
+    item = train_set(world)[Draw(0, 0, 1, 1, 0)]
+    assert int(item.row.x.index) == 1 and 'labeled0.png' in item.files[0][1]
+
+
+def test_nothing_stands_for_what_is_all_bad_or_away(tiny_world):
+    world = tiny_world()
+    data = train_set(world)
+    for i in range(5):
+        os.remove(os.path.join(world.root, 'images', 'labeled{}.jpg'.format(i)))
+    assert isinstance(data[Draw(1, 0, 1, 1, 0)], UserError)
+    world = tiny_world()
+    data = train_set(world)
+    os.rename(world.root, world.root + '.away')
+    assert 'images/labeled1.jpg' in str(data[Draw(1, 0, 1, 1, 0)])
 
 
 def test_evaluation_sees_whole_images_in_list_order(tiny_world):

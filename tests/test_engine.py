@@ -4,6 +4,8 @@ import json
 import math
 import os
 import re
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -11,10 +13,11 @@ import torch
 import yaml
 from PIL import Image
 
-from dssn import checkpoint, config, engine, update
+from dssn import checkpoint, config, engine, evaluation, update
+from dssn.data.loaders import Schedule
 from dssn.distributed import World
 from dssn.engine import Run
-from dssn.errors import UserError
+from dssn.errors import Stopped, UserError
 
 STEPS = 4  # of an epoch of the tiny world: 9 unlabeled images in batches of 2
 
@@ -142,6 +145,213 @@ def test_a_run_stopped_in_its_first_epoch_starts_again(tiny_world):
     assert_same_run(whole, stopped)
 
 
+def stopped(cfg, steps, number=signal.SIGTERM, workers=0):
+    """Trains until a signal comes in the step after `steps`; which is finished and saved."""
+    real, done = update.Update.__call__, []
+
+    def call(self, *args, **kwargs):
+        done.append(1)
+        if len(done) == steps:
+            os.kill(os.getpid(), number)
+        return real(self, *args, **kwargs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(update.Update, '__call__', call)
+        with pytest.raises(Stopped) as caught:
+            train(cfg)
+    assert caught.value.number == number
+    assert len(done) == steps
+
+
+def log_lines(folder):
+    """The text log without times, what depends on the machine, and the lines about stops."""
+    with open(os.path.join(folder, 'train.log')) as file:
+        lines = [re.sub(r'^[-0-9]+ [:0-9]+ ', '', line) for line in file]
+    left_out = ('undone: ', 'resuming ', 'stopped by ', 'peak memory')
+    return [re.sub(r'images_per_second \S+|in \d+ s', '', line) for line in lines
+            if not line.startswith(left_out)]
+
+
+def assert_same_scalars(a, b):
+    a, b = [{tag: values for tag, values in scalars(folder).items()
+             if 'images_per_second' not in tag} for folder in (a, b)]
+    assert a == b
+
+
+RUNS = {'DSSN': {}, 'supervised': {'method': 'supervised'}, 'accumulate': {'accumulate': 2},
+        'topk, other partner': {'selection': 'class_topk', 'cutmix_partner': 'other'}}
+
+
+@pytest.mark.parametrize('keys', RUNS.values(), ids=RUNS.keys())
+def test_a_run_that_is_stopped_at_every_step_ends_as_the_undisturbed_one(tiny_world, keys):
+    world = tiny_world(log_every=3, **keys)
+    whole, again = world.save_path + 'whole', world.save_path + 'again'
+    run = train(world.load(save_path=whole))
+    for number in range(run.total_steps - 1):
+        stopped(world.load(save_path=again, workers=number % 2), 1,
+                (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)[number % 3])
+    train(world.load(save_path=again))
+    assert_same_run(whole, again)
+    assert log_lines(whole) == log_lines(again)
+    assert_same_scalars(whole, again)
+
+
+@pytest.mark.parametrize('steps', range(1, 2 * STEPS))
+def test_what_was_done_after_a_save_is_done_again_and_marked(tiny_world, steps):
+    world = tiny_world(log_every=1, save_every=3)
+    whole, again = world.save_path + 'whole', world.save_path + 'again'
+    train(world.load(save_path=whole))
+    interrupted(world.load(save_path=again), steps)
+    if steps >= 3:
+        at = read(again)['step']
+        assert at == max(place for place in (3, 4, 6) if place <= steps)
+    train(world.load(save_path=again))
+    assert_same_run(whole, again)
+    assert log_lines(whole) == log_lines(again)
+    assert_same_scalars(whole, again)
+    with open(os.path.join(again, 'train.log')) as file:
+        undone = [line for line in file if line.startswith('undone: ')]
+    expected = steps - at if steps >= 3 else 0
+    assert sum(' step ' in line and 'epoch' in line for line in undone) == expected
+
+
+def test_a_signal_while_evaluating_stops_there(tiny_world, monkeypatch):
+    world = tiny_world(epochs=2)
+    whole, again = world.save_path + 'whole', world.save_path + 'again'
+    train(world.load(save_path=whole))
+    real = evaluation.confusion_matrix
+
+    def confusion_matrix(*args):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return real(*args)
+    monkeypatch.setattr(evaluation, 'confusion_matrix', confusion_matrix)
+    with pytest.raises(Stopped):
+        train(world.load(save_path=again))
+    assert read(again)['step'] == STEPS and read(again)['epoch'] == 0
+    assert not os.path.exists(os.path.join(again, 'metrics.jsonl'))
+    monkeypatch.undo()
+    train(world.load(save_path=again))
+    assert_same_run(whole, again)
+    assert log_lines(whole) == log_lines(again)
+
+
+def test_minutes_between_saves(tiny_world, monkeypatch):
+    world = tiny_world(epochs=1, save_every='0.001 min')  # 60 ms
+    real, places = checkpoint.save, []
+
+    def save(path, content, keep=None):
+        if path.endswith('latest.pth'):
+            places.append(content['step'])
+        real(path, content, keep)
+    monkeypatch.setattr(checkpoint, 'save', save)
+    monkeypatch.setattr(engine.Run, 'next_batch',
+                        lambda self, batches, real=engine.Run.next_batch:
+                        (time.sleep(0.1), real(self, batches))[1])
+    train(world.load())
+    assert places == [1, 2, 3, 4, 4, 4]  # in the epoch, at its end, and after evaluating
+
+
+def test_the_state_before_is_taken_where_the_newest_is_damaged(tiny_world, capsys):
+    world = tiny_world(save_every=1)
+    whole, again = world.save_path + 'whole', world.save_path + 'again'
+    train(world.load(save_path=whole))
+    stopped(world.load(save_path=again), 3)
+    latest = os.path.join(again, 'latest.pth')
+    with open(latest, 'r+b') as file:
+        file.truncate(os.path.getsize(latest) // 2)
+    train(world.load(save_path=again))
+    out = capsys.readouterr().out
+    assert 'warning: ' in out and 'previous.pth, the state before it' in out
+    assert os.path.exists(os.path.join(again, 'damaged.pth'))
+    assert_same_run(whole, again)
+
+
+def test_no_state_that_can_be_read_is_an_error(tiny_world):
+    world = tiny_world(save_every=1)
+    stopped(world.load(), 3)
+    for name in ('latest.pth', 'previous.pth'):
+        with open(os.path.join(world.save_path, name), 'wb') as file:
+            file.write(b'damaged')
+    with pytest.raises(UserError, match='latest.pth.*previous.pth.*--fresh'):
+        Run(world.load(), World())
+    run = Run(world.load(), World(), fresh=True)
+    assert not run.resumed
+    run.fit()
+    before, = [name for name in os.listdir(world.save_path) if name.startswith('before_')]
+    assert {'latest.pth', 'previous.pth', 'train.log'} <= set(
+        os.listdir(os.path.join(world.save_path, before)))
+
+
+@pytest.mark.parametrize('failing', [['latest.pth'], ['best.pth'], ['t_best.pth', 'latest.pth']])
+def test_a_save_that_fails_ends_nothing_and_is_made_up_for(tiny_world, monkeypatch, capsys, failing):
+    world = tiny_world(epochs=3, save_every=1)
+    whole, again = world.save_path + 'whole', world.save_path + 'again'
+    train(world.load(save_path=whole))
+    real, left = checkpoint.save, [9]
+
+    def save(path, content, keep=None):
+        if os.path.basename(path) in failing and left[0]:
+            left[0] -= 1
+            raise OSError(28, 'No space left on device')
+        real(path, content, keep)
+    monkeypatch.setattr(checkpoint, 'save', save)
+    capsys.readouterr()
+    train(world.load(save_path=again))
+    assert 'could not be saved' in capsys.readouterr().out
+    assert_same_run(whole, again)
+    for name in ('best.pth', 't_best.pth'):
+        assert_equal(read(whole, name), {**read(again, name), 'config': read(whole, name)['config']})
+
+
+def test_a_run_whose_end_cannot_be_saved_says_so(tiny_world, monkeypatch):
+    world = tiny_world(epochs=1)
+
+    def save(path, content, keep=None):
+        raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(checkpoint, 'save', save)
+    monkeypatch.setattr(engine.time, 'sleep', lambda seconds: None)
+    with pytest.raises(UserError, match='could not be saved.*make room'):
+        train(world.load())
+
+
+def test_bad_files_are_named_and_replaced_up_to_a_limit(tiny_world, capsys):
+    world = tiny_world(max_bad_samples=2, epochs=2)
+    for number in (2, 6):
+        with open(os.path.join(world.root, 'images/unlabeled{}.jpg'.format(number)), 'wb') as file:
+            file.write(b'no image')
+    train(world.load(save_path=world.save_path + '2'))
+    out = capsys.readouterr().out
+    assert out.count('warning: a bad sample was replaced') == 2  # not once an epoch
+    assert 'unlabeled2.jpg' in out and 'unlabeled6.jpg' in out
+    with open(os.path.join(world.root, 'images/unlabeled4.jpg'), 'wb') as file:
+        file.write(b'no image')
+    with pytest.raises(UserError, match=r'max_bad_samples = 2.*unlabeled\d.jpg'):
+        train(world.load(epochs=3))
+    steps = read(world.save_path)['step']  # what was trained before is kept
+    for number in (2, 4, 6):
+        draw_again = os.path.join(world.root, 'images/unlabeled{}.jpg'.format(number))
+        Image.new('RGB', (40, 30)).save(draw_again)
+    run = train(world.load(epochs=3, max_bad_samples=3))
+    assert run.resumed and read(world.save_path)['epoch'] == 3 and steps > 0
+
+
+def test_a_list_with_other_content_is_refused(tiny_world):
+    world = tiny_world()
+    stopped(world.load(), 1)
+    with open(world.labeled) as file:
+        lines = file.readlines()
+    with open(world.labeled, 'w') as file:
+        file.writelines(lines[1:])
+    with pytest.raises(UserError, match=r'labeled list was .*5 lines.*is .*4 lines.*--fresh'):
+        Run(world.load(), World())
+
+
+def test_what_may_change_is_said(tiny_world, capsys):
+    world = tiny_world()
+    stopped(world.load(), 1)
+    train(world.load(workers=1))
+    assert 'workers was 0, is 1' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize('place', ['before latest.pth', 'after latest.pth'])
 def test_a_run_stopped_between_its_files_goes_on_with_all_of_them(tiny_world, place):
     world = tiny_world()
@@ -149,11 +359,11 @@ def test_a_run_stopped_between_its_files_goes_on_with_all_of_them(tiny_world, pl
     train(world.load(save_path=whole))
     real = checkpoint.save
 
-    def save(path, content):
+    def save(path, content, keep=None):
         is_latest = path.endswith('latest.pth')
         if is_latest and place == 'before latest.pth':
             raise KeyboardInterrupt
-        real(path, content)
+        real(path, content, keep)
         if is_latest:
             raise KeyboardInterrupt
     with pytest.MonkeyPatch.context() as patch:
@@ -220,11 +430,11 @@ def test_changed_settings_are_refused_by_name(tiny_world, changes):
 def test_another_number_of_processes_is_refused(tiny_world):
     world = tiny_world(epochs=1)
     train(world.load())
-    # Not a real group: a refusal needs none.
-    with pytest.raises(UserError, match='processes was 1, is 2'):
-        parts = World(0, 0, 2)
-        parts.prepare_student = lambda model, static: model
-        Run(world.load(skip_check=True), parts)
+    saved = read(world.save_path)
+    saved['world'] = 2
+    checkpoint.save(os.path.join(world.save_path, 'latest.pth'), saved)
+    with pytest.raises(UserError, match='processes was 2, is 1'):
+        Run(world.load(), World())
 
 
 def test_settings_that_change_no_number_may_change(tiny_world):
@@ -684,11 +894,50 @@ def test_no_checkpoint_holds_weights_that_are_not_finite(tiny_world, monkeypatch
 
 
 def test_the_term_that_went_first_is_named(tiny_world, monkeypatch):
-    # A step later every term is not finite, for the weights are not.
+    # Later steps have bad terms as well.
     world = tiny_world(log_every=50, epochs=1)
     poison(monkeypatch, 2)
     with pytest.raises(UserError, match='non-finite.*contrast_image'):
         train(world.load())
+
+
+def test_the_samples_are_named_and_the_networks_kept_for_inspection(tiny_world, monkeypatch):
+    world = tiny_world(log_every=50, epochs=1)
+    poison(monkeypatch, 2)
+    with pytest.raises(UserError) as caught:
+        train(world.load())
+    kept = read(world.save_path, 'nonfinite.pth')
+    assert kept['fault']['step'] == 2 and kept['fault']['term'] == 'contrast_image'
+    assert kept['fault']['samples'] in str(caught.value)
+    schedule = Schedule(world.load(), 5, 9)
+    names = [word.strip(',;') for word in kept['fault']['samples'].split() if '.jpg' in word]
+    draws = schedule.batch(0, 1)
+    assert names == (['images/labeled{}.jpg'.format(draw.labeled) for draw in draws]
+                     + ['images/unlabeled{}.jpg'.format(draw.unlabeled) for draw in draws]
+                     + ['images/unlabeled{}.jpg'.format(draw.partner) for draw in draws])
+    # The student as one good step left it, though three more were trained.
+    monkeypatch.undo()
+    other = world.load(save_path=world.save_path + '2')
+    stopped(other, 1)
+    student = {name: value for name, value in read(other.save_path)['model'].items()
+               if 'running' not in name and 'tracked' not in name}
+    assert_equal({name: kept['model'][name] for name in student}, student)
+
+
+@pytest.mark.parametrize('most, ends', [(20, False), (2, True)])
+def test_steps_that_are_not_finite_can_be_skipped_up_to_a_limit(tiny_world, monkeypatch, capsys,
+                                                                most, ends):
+    world = tiny_world(log_every=1, epochs=2, on_nonfinite='skip', max_skips=most)
+    poison(monkeypatch, 2 * STEPS - 2)  # the last three of eight steps
+    if ends:
+        with pytest.raises(UserError, match=r'3 skipped steps, max_skips = 2.*at step 8'):
+            train(world.load())
+        return
+    run = train(world.load())
+    assert run.skips == read(world.save_path)['skips'] == 3
+    text = capsys.readouterr().out
+    assert text.count('warning: 1 steps were not finite and left out') == 3
+    assert all(torch.isfinite(value).all() for value in read(world.save_path)['model'].values())
 
 
 def test_a_step_draws_by_its_place_alone():

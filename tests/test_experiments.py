@@ -1,5 +1,4 @@
 """Experiments: the grid, equal steps, what is skipped or continued, the table, the page."""
-import fcntl
 import glob
 import json
 import os
@@ -20,6 +19,7 @@ from dssn.errors import UserError
 from dssn.experiments import grid
 from dssn.experiments.__main__ import main
 from dssn.experiments.page import PUBLISHED, published
+from dssn.lock import Lock
 
 pytestmark = pytest.mark.skipif(os.name != 'posix', reason='shell scripts')
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -355,10 +355,10 @@ def test_a_run_that_another_process_trains_is_left_to_it(here):
     checkout = here(seeds=[1], variants={'a': {}, 'b': {}})
     first, second = planned()
     os.makedirs(first.folder)
-    with open(os.path.join(first.folder, '.lock'), 'w') as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        out = ran(checkout, status=1)
-    assert 'not done: a' in out and 'another process' in out
+    held = Lock(first.folder)
+    out = ran(checkout, '--keep-going', status=1)
+    held.release()
+    assert 'not done: a' in out and 'in use by process' in out
     assert not os.path.exists(os.path.join(first.folder, 'latest.pth'))
     assert records(second)[-1]['kind'] == 'summary'
 

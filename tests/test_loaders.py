@@ -287,7 +287,7 @@ def test_training_reports_too_small_a_list_by_its_path(tiny_world):
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_bad_file_ends_the_loop_with_one_clear_error(tiny_world, workers):
-    world = tiny_world()
+    world = tiny_world(max_bad_samples=0)
     path = os.path.join(world.root, 'images', 'unlabeled4.jpg')
     with open(path, 'rb') as file:
         content = file.read()

@@ -170,8 +170,9 @@ def test_the_host_never_waits_for_the_device_in_a_step(monkeypatch, tmp_path, me
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
-def test_a_gradient_that_is_not_finite_changes_no_weight(value):
-    cfg = config(batch_size=2)
+@pytest.mark.parametrize('on_nonfinite', ['stop', 'skip'])
+def test_a_gradient_that_is_not_finite_changes_no_weight(value, on_nonfinite):
+    cfg = config(batch_size=2, on_nonfinite=on_nonfinite)
     student = network(1)
     before = copy.deepcopy(student.state_dict())
     make = make_update(Supervised(cfg), cfg, student)
@@ -183,6 +184,28 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(value):
     handle.remove()
     _, terms, _, _ = make(random_batches(2), 0, 1)
     assert bool(torch.isfinite(terms.shares['gradient_norm']))
+    # A run that stops is left as it was before the step; one that skips goes on.
+    stays = torch.equal(student.classifier.weight, before['classifier.weight'])
+    assert stays == (on_nonfinite == 'stop')
+
+
+def test_a_skipped_step_leaves_running_statistics_as_they_were():
+    cfg = config(batch_size=2, on_nonfinite='skip')
+    student = network(1)
+    teacher = ema.make_teacher(network(2))
+    make = make_update(DSSN(cfg), cfg, student, teacher)
+    batch = random_batches(2)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    batch.x.weak[0, 0, 0, 0] = float('nan')
+    batch.u.weak[0, 0, 0, 0] = float('nan')
+    make(batch, 0, 1)
+    for name, value in student.state_dict().items():
+        if value.is_floating_point():
+            assert torch.equal(value, before[name]), name
+    for value in teacher.state_dict().values():
+        assert torch.isfinite(value).all()
+    make(random_batches(2), 0, 2)
+    assert all(torch.isfinite(value).all() for value in student.state_dict().values())
     assert not torch.equal(student.classifier.weight, before['classifier.weight'])
 
 

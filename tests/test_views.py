@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from dssn.batch import MEAN, STD, normalise
-from dssn.data import transforms as T
-from dssn.data import views
+from dssn.data import photometric as P
 from dssn.data.datasets import to_tensor
-from dssn.data.views import NO_BOX, base_view, cutmix_box, generator, strong_view
+from dssn.data.views import (NO_BOX, base_view, cutmix_box, generator, strong_operations,
+                             strong_view)
 from test_transforms import assert_equal_chances, assert_share, assert_uniform, photo
 
 with open(os.path.join(os.path.dirname(__file__), 'data', 'augmentation_facts.json')) as file:
@@ -114,40 +114,53 @@ def test_colour_and_class_stay_together():
 
 # Strong views.
 
-@pytest.fixture
-def trail(monkeypatch):
-    """Operations add their names to the 'image', a tuple; the pool adds its arguments too."""
-    def recorded(name):
-        return lambda image, rng: image + (name,)
-    for name in ('color_jitter', 'grayscale', 'blur'):
-        monkeypatch.setattr(T, name, recorded(name))
-    monkeypatch.setattr(T, 'strong_pool', lambda image, rng, num_aug, random_number: image + (
-        ('pool', num_aug, random_number),))
+JITTER = ('brightness', 'contrast', 'color', 'hue')
 
 
-def test_strong_view_draws_each_operation_by_its_own_chance_in_order(trail):
+def test_strong_view_draws_each_operation_by_its_own_chance_in_order():
     rng, n = np.random.default_rng(0), 20000
-    drawn = [strong_view((), rng) for _ in range(n)]
-    order = ('color_jitter', 'grayscale', 'blur')
+    drawn = [[name for name, _ in strong_operations(rng)] for _ in range(n)]
+    # The four of the jitter stand together, in any order; they are drawn together or not at all.
+    for names in drawn:
+        if len(names) >= 4:
+            assert set(names[:4]) == set(JITTER)
+            names[:4] = ['jitter']
+    order = ('jitter', 'grayscale', 'blur')
     chances = dict(zip(order, (COMMON['jitter'], COMMON['grayscale'], COMMON['blur'])))
     assert list(chances.values()) == [0.8, 0.2, 0.5]
+    left = n
     for subset in itertools.product((False, True), repeat=3):
-        names = tuple(name for name, used in zip(order, subset) if used)
+        names = [name for name, used in zip(order, subset) if used]
         chance = np.prod([chances[name] if used else 1 - chances[name]
                           for name, used in zip(order, subset)])
         assert_share(drawn.count(names), n, chance)
+        left -= drawn.count(names)
     # No other order, no other operation, and no pool unless it is asked for.
-    assert {names for names in drawn} <= {tuple(n for n, used in zip(order, subset) if used)
-                                          for subset in itertools.product((0, 1), repeat=3)}
+    assert left == 0
 
 
 @pytest.mark.parametrize('num_aug, random_number', [(1, True), (3, True), (3, False)])
-def test_the_pool_comes_last_and_always_where_it_is_used(trail, num_aug, random_number):
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        names = strong_view((), rng, num_aug, random_number)
-        assert names[-1] == ('pool', num_aug, random_number)
-        assert all(isinstance(name, str) for name in names[:-1])
+def test_the_pool_comes_last_and_always_where_it_is_used(num_aug, random_number):
+    counts = set()
+    for seed in range(60):
+        rng, again = generator(seed), generator(seed)
+        operations = strong_operations(rng, num_aug, random_number)
+        first = strong_operations(again)
+        pool = P.strong_pool(again, num_aug, random_number)
+        assert operations == first + pool and rng.random() == again.random()
+        counts.add(len(pool))
+    assert counts == (set(range(1, num_aug + 1)) if random_number else {num_aug})
+
+
+def test_strong_view_does_what_is_drawn():
+    image = photo(30, 20)
+    for seed in range(30):
+        operations = strong_operations(generator(seed), 3)
+        expected = P.apply(operations, image)
+        assert strong_view(image, generator(seed), 3).tobytes() == expected.tobytes()
+        # A box is (top, left, height, width).
+        part = strong_view(image, generator(seed), 3, box=(4, 7, 9, 11))
+        assert part.tobytes() == expected.crop((7, 4, 18, 13)).tobytes()
 
 
 def test_strong_view_of_a_real_image_keeps_its_size_and_moves_nothing():
@@ -267,8 +280,3 @@ def test_channels_are_red_green_blue_and_black_padding_is_minus_mean_over_deviat
     np.testing.assert_allclose(normal[:, 2, 1].numpy(), expected, rtol=1e-5)
     np.testing.assert_allclose(normal[:, 0, 0].numpy(),
                                -np.array(COMMON['mean']) / COMMON['std'], rtol=1e-5)
-
-
-def test_view_functions_are_the_ones_used():
-    # The stubs above replace names in the module of transforms: the views must look there.
-    assert views.T is T

@@ -21,7 +21,8 @@ from dssn.data import transforms as T
 from dssn.data.arguments import positive_number
 from dssn.data.datasets import (BASE, BOX1, BOX2, LABELED, PARTNER, STRONG1, STRONG2, UNLABELED)
 from dssn.data.loaders import TrainLoader, collate
-from dssn.data.views import cutmix_box, generator, strong_view
+from dssn.data.photometric import PIXELS
+from dssn.data.views import cutmix_box, generator, strong_operations
 from dssn.machine import machine
 
 CPU = torch.device('cpu')
@@ -35,12 +36,13 @@ def add_arguments(parser):
     python -m dssn.bench loader --config configs/cityscapes.yaml --size 2048 1024 --format png
 
 The plain order, usual in the field: decode image and mask, resize the whole of both, pad, crop,
-flip, copy the image for each view, and turn each view into normalised floats; an unlabeled
-sample is loaded so twice, as target and as CutMix partner, its mask in vain. Both ways share the photometric operations, the
-random numbers and the files, drawn for the occasion, and must give the same labels, and the same
-weak views within 2 grey levels. Ours gives 8-bit pixels, which the device normalises: that is not
-in its time. A sample is one row of a batch: a labeled image, an unlabeled one and its partner.
-Seconds are the core's (processor time); with --workers, those of the clock.
+flip, copy the image for each view, do the photometric operations on it one by one as Pillow and
+torchvision have them, and turn each view into normalised floats; an unlabeled sample is loaded so
+twice, as target and as CutMix partner, its mask in vain. Both ways draw the same operations from
+the same random numbers, read the same files, drawn for the occasion, and must give the same labels,
+and the same weak views within 2 grey levels. Ours gives 8-bit pixels, which the device normalises:
+that is not in its time. A sample is one row of a batch: a labeled image, an unlabeled one and its
+partner. Seconds are the core's (processor time); with --workers, those of the clock.
     """
     parser.add_argument('--config', required=True, help='YAML file of the experiment')
     parser.add_argument('--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE',
@@ -152,8 +154,8 @@ class PlainSet(Dataset):
         weak, mask = plain_view(image, mask, cfg.crop_size,
                                 generator(cfg.seed, epoch, index, role + BASE))
         weak, *copies = [copy.deepcopy(weak) for _ in range(3)]
-        strong = [strong_view(image, generator(cfg.seed, epoch, index, role + view), cfg.num_aug,
-                              cfg.flag_use_random_num_sampling)
+        strong = [plain_strong_view(image, generator(cfg.seed, epoch, index, role + view),
+                                    cfg.num_aug, cfg.flag_use_random_num_sampling)
                   for view, image in zip((STRONG1, STRONG2), copies)]
         boxes = [cutmix_box(cfg.crop_size, generator(cfg.seed, epoch, draw.unlabeled,
                                                      UNLABELED + box)) for box in (BOX1, BOX2)]
@@ -176,6 +178,26 @@ def plain_view(image, mask, side, rng):
     if T.random_flip(rng):
         image, mask = ImageOps.mirror(image), ImageOps.mirror(mask)
     return image, mask
+
+
+def plain_hue(image, shift):
+    turned = [(hue + shift) % 256 for hue in range(256)]
+    same = list(range(256))
+    return image.convert('HSV').point(turned + same + same).convert('RGB')
+
+
+PLAIN_PIXELS = {
+    'brightness': F.adjust_brightness, 'contrast': F.adjust_contrast,
+    'color': F.adjust_saturation, 'hue': plain_hue,
+    'grayscale': lambda image, _: image.convert('L').convert('RGB')}
+
+
+def plain_strong_view(image, rng, num_aug, random_number):
+    """The same operations, each on the whole view and as Pillow and torchvision have it."""
+    for name, strength in strong_operations(rng, num_aug, random_number):
+        function = PLAIN_PIXELS[name] if name in PLAIN_PIXELS else PIXELS[name][0]
+        image = function(image, strength)
+    return image
 
 
 def to_floats(image):

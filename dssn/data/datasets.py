@@ -1,5 +1,6 @@
 """Data sets: from a draw (which sample, which pass) to the views of a training step."""
-from typing import NamedTuple, Optional
+import os
+from typing import List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
@@ -24,55 +25,105 @@ class Draw(NamedTuple):
     unlabeled_pass: Optional[int] = None
 
 
+class Replaced(NamedTuple):
+    """A row of a batch in which other samples stand for bad ones."""
+    row: Batch
+    files: List[Tuple[str, str]]  # (path of the bad sample's image, what is wrong and what stands)
+
+
 class TrainSet(Dataset):
     """Maps a `Draw` to one row of a `Batch`: Labeled, Unlabeled and its CutMix partner.
 
-    An item is a UserError instead where a file is bad; the loop raises it (a worker process would
-    bury it in a traceback).
+    With `max_bad_samples` the next sample of the list that can be read stands for one that cannot,
+    and the item is a `Replaced`. An item is a UserError where a file is bad otherwise; the loop
+    raises it (a worker process would bury it in a traceback).
     """
 
     def __init__(self, cfg, labeled, unlabeled=None):
         self.cfg, self.labeled, self.unlabeled = cfg, labeled, unlabeled
 
     def __getitem__(self, draw):
+        bad = []
         try:
-            x = self.labeled_row(draw)
-            if draw.unlabeled is None:
-                return Batch(x, None, None)
-            return Batch(x, *self.unlabeled_rows(draw))
+            x = self.labeled_row(draw, bad)
+            row = Batch(x, None, None) if draw.unlabeled is None else \
+                Batch(x, *self.unlabeled_rows(draw, bad))
         except UserError as error:
             return error
+        return Replaced(row, bad) if bad else row
 
-    def labeled_row(self, draw):
-        cfg, sample = self.cfg, self.labeled[draw.labeled]
-        image = open_image(cfg.data_root, sample)
-        mask = open_mask(cfg.data_root, sample, cfg.nclass, image.size, cfg.ignore_index)
-        rng = generator(cfg.seed, draw.labeled_pass, draw.labeled, LABELED + BASE)
+    def labeled_row(self, draw, bad):
+        cfg = self.cfg
+
+        def read(sample):
+            image = open_image(cfg.data_root, sample)
+            return image, open_mask(cfg.data_root, sample, cfg.nclass, image.size, cfg.ignore_index)
+        index, (image, mask) = self.first_good(self.labeled, draw.labeled, read, bad)
+        rng = generator(cfg.seed, draw.labeled_pass, index, LABELED + BASE)
         image, mask = base_view(image, mask, cfg.crop_size, rng)
-        return Labeled(to_tensor(image), label_tensor(mask), torch.tensor(draw.labeled))
+        return Labeled(to_tensor(image), label_tensor(mask), torch.tensor(index))
 
-    def unlabeled_rows(self, draw):
+    def unlabeled_rows(self, draw, bad):
         """The image's views and its partner's; one decoding where both are the same image."""
         cfg = self.cfg
-        image = open_image(cfg.data_root, self.unlabeled[draw.unlabeled])
-        partner = image if draw.partner == draw.unlabeled else \
-            open_image(cfg.data_root, self.unlabeled[draw.partner])
-        boxes = [cutmix_box(cfg.crop_size, self.rng(draw, draw.unlabeled, UNLABELED + box))
-                 for box in (BOX1, BOX2)]
-        # A partner's strong view is looked at only through a box.
-        return (self.views(draw, draw.unlabeled, image, UNLABELED, boxes, (True, True)),
-                self.views(draw, draw.partner, partner, PARTNER, boxes,
-                           [box != NO_BOX for box in boxes]))
 
-    def views(self, draw, index, image, role, boxes, wanted):
+        def read(sample):
+            return open_image(cfg.data_root, sample)
+        index, image = self.first_good(self.unlabeled, draw.unlabeled, read, bad)
+        other, partner = index, image
+        if draw.partner != draw.unlabeled:
+            other, partner = self.first_good(self.unlabeled, draw.partner, read, bad)
+        boxes = [cutmix_box(cfg.crop_size, self.rng(draw, index, UNLABELED + box))
+                 for box in (BOX1, BOX2)]
+        return (self.views(draw, index, image, UNLABELED, boxes),
+                self.views(draw, other, partner, PARTNER, boxes))
+
+    def first_good(self, samples, index, read, bad):
+        """(index, read(sample)) of the sample, or of the first after it that can be read.
+
+        Which one stands for it depends on the list alone, not on when or where it is read.
+        """
+        cfg, failure = self.cfg, None
+        for place in range(index, index + len(samples)):
+            place %= len(samples)
+            try:
+                found = read(samples[place])
+            except UserError as error:
+                # A folder that is away is no bad sample: the run ends, and goes on when it is back.
+                if not cfg.max_bad_samples or not os.path.isdir(cfg.data_root or '.'):
+                    raise
+                failure = failure or error
+                continue
+            if place != index:
+                bad.append((samples[index].image, f'warning: a bad sample was replaced by '
+                            f'{samples[place].image}: {failure}'))
+            return place, found
+        raise failure
+
+    def views(self, draw, index, image, role, boxes):
         cfg = self.cfg
         image, mask = base_view(image, None, cfg.crop_size, self.rng(draw, index, role + BASE))
         weak = to_tensor(image)
-        strong = [to_tensor(strong_view(image, self.rng(draw, index, role + view), cfg.num_aug,
-                                        cfg.flag_use_random_num_sampling)) if want else weak
-                  for view, want in zip((STRONG1, STRONG2), wanted)]
+        # Of a partner's strong views no more than the boxes is looked at.
+        parts = boxes if role == PARTNER else (None, None)
+        strong = [self.strong_view(image, weak, self.rng(draw, index, role + view), part)
+                  for view, part in zip((STRONG1, STRONG2), parts)]
         return Unlabeled(weak, *strong, torch.from_numpy(np.asarray(mask) != 255),
                          *[torch.tensor(box) for box in boxes], torch.tensor(index))
+
+    def strong_view(self, image, weak, rng, box):
+        """A strong view of the image; with a box, that of it in the weak view."""
+        if box == NO_BOX:
+            return weak
+        cfg = self.cfg
+        strong = to_tensor(strong_view(image, rng, cfg.num_aug, cfg.flag_use_random_num_sampling,
+                                       box))
+        if box is None:
+            return strong
+        top, left, height, width = box
+        view = weak.clone()
+        view[:, top:top + height, left:left + width] = strong
+        return view
 
     def rng(self, draw, index, view):
         return generator(self.cfg.seed, draw.unlabeled_pass, index, view)

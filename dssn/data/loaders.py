@@ -7,10 +7,11 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data._utils.collate import default_collate
 
-from dssn.data.datasets import Draw, EvalSet, TrainSet
+from dssn.data.datasets import Draw, EvalSet, Replaced, TrainSet
 from dssn.data.views import generator
 from dssn.distributed import cores_of_a_process
 from dssn.errors import UserError
+from dssn.stopping import leave_to_parent
 
 # Names of the orders in the random numbers, beside the names of the views in datasets.py.
 LABELED_ORDER, UNLABELED_ORDER, PARTNER_SHIFT = 100, 101, 102
@@ -102,14 +103,37 @@ class TrainLoader:
         # us until the garbage collector comes by.
         self.steps = Steps(schedule)
         workers = count_workers(cfg.workers, world, pin)
+        self.labeled, self.unlabeled = labeled, unlabeled
+        self.replaced = {}  # {path of a bad file: message}
         self.loader = DataLoader(
             TrainSet(cfg, labeled, unlabeled), batch_sampler=self.steps, collate_fn=collate,
             pin_memory=pin, persistent_workers=workers > 0, **processes(workers))
 
     def batches(self, epoch, first=0):
-        """Yield a `Batch` per step of `epoch`, from step `first` of it; UserError on a bad file."""
+        """Yield a `Batch` per step of `epoch`, from step `first` of it.
+
+        What was replaced on the way adds to `self.replaced`, {path: message}.
+
+        Raises:
+            UserError: a file is bad, and there is no replacement, or were too many before.
+        """
         self.steps.epoch, self.steps.first = epoch, first
-        return checked(self.loader)
+        for batch, replaced in checked(self.loader):
+            for path, message in replaced:
+                self.replaced.setdefault(path, message)
+            yield batch
+
+    def samples(self, epoch, step):
+        """The places in the lists of all samples of a step of `epoch`, on all ranks, as text."""
+        schedule = self.steps.schedule
+        draws = [schedule.draw(epoch, step, row) for row in range(schedule.global_batch)]
+        parts = [('labeled', self.labeled, [draw.labeled for draw in draws])]
+        if self.unlabeled is not None:
+            parts.append(('unlabeled', self.unlabeled, [draw.unlabeled for draw in draws]))
+            if self.unlabeled and draws[0].partner != draws[0].unlabeled:
+                parts.append(('partner', self.unlabeled, [draw.partner for draw in draws]))
+        return '; '.join(f'{role}: ' + ', '.join(samples[index].image for index in indices)
+                         for role, samples, indices in parts)
 
 
 def eval_loader(cfg, samples, rank=0, world=1, pin=False):
@@ -144,7 +168,7 @@ def processes(workers):
     """The arguments of a DataLoader with so many worker processes."""
     if workers == 0:
         return {}
-    return {'num_workers': workers, 'prefetch_factor': AHEAD, 'worker_init_fn': one_thread}
+    return {'num_workers': workers, 'prefetch_factor': AHEAD, 'worker_init_fn': prepare_worker}
 
 
 def read_ahead(items, count=2):
@@ -167,8 +191,12 @@ def checked(loader):
 
 
 def collate(rows):
+    """Rows of a `TrainSet` -> (Batch, [(path, message)] of all that were replaced), or an error."""
     bad = [row for row in rows if isinstance(row, UserError)]
-    return bad[0] if bad else _collate(rows)
+    if bad:
+        return bad[0]
+    replaced = [pair for row in rows if isinstance(row, Replaced) for pair in row.files]
+    return _collate([row.row if isinstance(row, Replaced) else row for row in rows]), replaced
 
 
 def _collate(rows):
@@ -181,6 +209,7 @@ def _collate(rows):
     return default_collate(list(rows))
 
 
-def one_thread(worker):
+def prepare_worker(worker):
     """Workers are many: each keeps to one thread, so that they do not fight for the cores."""
     torch.set_num_threads(1)
+    leave_to_parent()

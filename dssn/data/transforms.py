@@ -1,19 +1,13 @@
-"""Elementary operations on Pillow images, each a named rule with its published numbers.
-
-Geometric ones move image and mask together, photometric ones touch the image alone. `rng` is a
-numpy Generator; every draw comes from it.
+"""Geometric operations, which move image and mask together: first drawn, as a window, then cut
+from both, resizing nothing else. `rng` is a numpy Generator; every draw comes from it.
 """
-import math
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
-from torchvision.transforms import functional as F
+from PIL import Image, ImageOps
 
 IGNORE = 255
 
-
-# Geometric: first drawn, as a window, then cut from image and mask, resizing nothing else.
 
 class Window(NamedTuple):
     """What a view shows of an image: of the whole, resized to width x height, the square of `side`
@@ -80,7 +74,7 @@ def cut_mask(mask, window):
     wide, tall = window.size
     columns = nearest(mask.width, window.width)[window.left:window.left + wide]
     rows = nearest(mask.height, window.height)[window.top:window.top + tall]
-    index = np.asarray(mask)[rows][:, columns]
+    index = np.asarray(mask)[rows].take(columns, axis=1)
     return _finish(Image.fromarray(index), window, IGNORE)
 
 
@@ -101,84 +95,3 @@ def _finish(part, window, fill):
     if part.size != (window.side, window.side):
         part = ImageOps.expand(part, (0, 0, window.side - wide, window.side - tall), fill=fill)
     return ImageOps.mirror(part) if window.mirrored else part
-
-
-# Photometric.
-
-def color_jitter(image, rng):
-    """Brightness, contrast, saturation (0.5 to 1.5) and hue (-0.25 to 0.25), in random order."""
-    factor = [rng.uniform(0.5, 1.5) for _ in range(3)]
-    hue = rng.uniform(-0.25, 0.25)
-    operations = [lambda im: F.adjust_brightness(im, factor[0]),
-                  lambda im: F.adjust_contrast(im, factor[1]),
-                  lambda im: F.adjust_saturation(im, factor[2]),
-                  lambda im: shift_hue(im, int(hue * 255))]
-    for i in rng.permutation(4):
-        image = operations[i](image)
-    return image
-
-
-def shift_hue(image, shift):
-    """Turn the 8-bit hue by `shift` steps, wrapping at 256.
-
-    Ours and not torchvision's: its releases cast a negative number to uint8, which newer NumPy
-    refuses and which other processors saturate to 0.
-    """
-    turned = [(hue + shift) % 256 for hue in range(256)]
-    same = list(range(256))
-    return image.convert('HSV').point(turned + same + same).convert('RGB')
-
-
-def grayscale(image, rng=None):
-    return image.convert('L').convert('RGB')
-
-
-def blur(image, rng):
-    """Gaussian blur, sigma uniform in [0.1, 2.0] pixels."""
-    return image.filter(ImageFilter.GaussianBlur(rng.uniform(0.1, 2.0)))
-
-
-def sometimes(operation, probability, image, rng):
-    return operation(image, rng) if rng.random() < probability else image
-
-
-# The strong pool: (name, operation). Each draws its own strength.
-
-def _enhance(kind):
-    return lambda image, rng: kind(image).enhance(rng.uniform(0.05, 0.95))
-
-
-def _posterize(image, rng):
-    return ImageOps.posterize(image, int(rng.integers(4, 7, endpoint=True)))
-
-
-def _solarize(image, rng):
-    return ImageOps.solarize(image, 256 - max(1, math.ceil(255 * rng.random())))
-
-
-def _hue(image, rng):
-    sign = 1 if rng.random() < 0.5 else -1
-    return shift_hue(image, int(sign * 0.5 * rng.random() * 255))
-
-
-STRONG_POOL = (
-    ('identity', lambda image, rng: image),
-    ('autocontrast', lambda image, rng: ImageOps.autocontrast(image)),
-    ('equalize', lambda image, rng: ImageOps.equalize(image)),
-    ('blur', blur),
-    ('contrast', _enhance(ImageEnhance.Contrast)),
-    ('brightness', _enhance(ImageEnhance.Brightness)),
-    ('color', _enhance(ImageEnhance.Color)),
-    ('sharpness', _enhance(ImageEnhance.Sharpness)),
-    ('posterize', _posterize),
-    ('solarize', _solarize),
-    ('hue', _hue),
-)
-
-
-def strong_pool(image, rng, num_aug, random_number=True):
-    """n operations of the pool drawn with replacement, n uniform in 1..num_aug (or num_aug)."""
-    n = int(rng.integers(1, num_aug, endpoint=True)) if random_number else num_aug
-    for i in rng.integers(0, len(STRONG_POOL), n):
-        image = STRONG_POOL[i][1](image, rng)
-    return image

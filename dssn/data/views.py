@@ -1,6 +1,7 @@
 """The views of an image that training sees: base (weak), strong, and the CutMix box."""
 import numpy as np
 
+from dssn.data import photometric as P
 from dssn.data import transforms as T
 
 NO_BOX = (0, 0, 0, 0)
@@ -29,14 +30,19 @@ def base_view(image, mask, size, rng):
     return T.cut_image(image, window), mask
 
 
-def strong_view(image, rng, num_aug=0, random_number=True):
-    """Jitter, grayscale and blur by chance, then the strong pool if num_aug > 0."""
-    image = T.sometimes(T.color_jitter, 0.8, image, rng)
-    image = T.sometimes(T.grayscale, 0.2, image, rng)
-    image = T.sometimes(T.blur, 0.5, image, rng)
+def strong_view(image, rng, num_aug=0, random_number=True, box=None):
+    """The image after a view's `strong_operations`; of it the `box` (see `cutmix_box`) alone."""
+    return P.apply(strong_operations(rng, num_aug, random_number), image, box)
+
+
+def strong_operations(rng, num_aug=0, random_number=True):
+    """Draw jitter, grayscale and blur, each by its chance, then the strong pool if num_aug > 0."""
+    operations = P.sometimes(P.color_jitter, 0.8, rng)
+    operations += P.sometimes(P.grayscale, 0.2, rng)
+    operations += P.sometimes(P.blur, 0.5, rng)
     if num_aug:
-        image = T.strong_pool(image, rng, num_aug, random_number)
-    return image
+        operations += P.strong_pool(rng, num_aug, random_number)
+    return operations
 
 
 def cutmix_box(size, rng, probability=0.5, area=(0.02, 0.4), ratio=(0.3, 1 / 0.3)):

@@ -1,6 +1,4 @@
 """`python -m dssn.experiments run`: train what is not done yet, and print the table."""
-import contextlib
-import fcntl
 import os
 import shlex
 import shutil
@@ -73,11 +71,7 @@ def train_all(runs, keep_going):
             print(f'done already: {planned.name}', flush=True)
             continue
         print(f'run {number} of {len(runs)}: {planned.name}', flush=True)
-        with lock(planned.folder) as held:
-            if held is None:
-                failed.append((planned, 'none yet, another process trains it'))
-                continue
-            code, ended_by = train(planned, held)
+        code, ended_by = train(planned)
         if code == 0 and standing(planned).state != 'done':
             code = 'of 0, but the run is not finished'
         if code:
@@ -89,14 +83,14 @@ def train_all(runs, keep_going):
     return failed, int(bool(failed))
 
 
-def train(planned, held):
+def train(planned):
     """Train a run to its end: (its exit status, the number of a signal that came meanwhile).
 
-    After a signal it is for the training to end; `held` is the lock that it takes over.
+    After a signal it is for the training to end.
     """
     arguments, variables = command(planned, free_port())
     signals, real = [], {}
-    child = subprocess.Popen(arguments, env={**os.environ, **variables}, pass_fds=[held])
+    child = subprocess.Popen(arguments, env={**os.environ, **variables})
 
     def note(number, _):
         signals.append(number)
@@ -110,23 +104,6 @@ def train(planned, held):
         for number, handler in real.items():
             signal.signal(number, handler)
     return code if code >= 0 else 128 - code, signals[0] if signals else None
-
-
-@contextlib.contextmanager
-def lock(folder):
-    """Hold a run's folder: its lock's file descriptor, or None where another process has it.
-
-    The training inherits it, so that the folder stays held where only we are killed.
-    """
-    os.makedirs(folder, exist_ok=True)
-    held = os.open(os.path.join(folder, '.lock'), os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield held
-    except BlockingIOError:
-        yield None
-    finally:
-        os.close(held)
 
 
 def free_port():

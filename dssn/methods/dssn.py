@@ -91,18 +91,17 @@ class DSSN:
         n, size = len(x.weak), u.valid.shape[1:]
         insides = [box_mask(box, size) for box in (u.box1, u.box2)][:self.cfg.image_views]
 
+        # The teacher first: what it needs in passing is gone when the student's passes fill memory.
+        for_features, for_images, weak_label = self.teach(teacher, u, v, insides)
         clean, *fp = self.predict_features(student, x, u)                      # (2B or B, C, H, W),
         s = predict_strong(student, u, v, insides)                             # (B, C, H, W) each
-        weak, partner = self.predict_weak(teacher, u, v)                       # the same, or None
 
         losses = {'supervised': self.labeled_loss(clean[:n], x.label)}
         labels, shares, predictions = {}, {}, {}
         if fp:
             own = clean[n:].detach()                                           # (B, C, H, W)
             predictions['weak'] = classes(own)                                 # (B, H, W)
-            taught = PseudoLabels(predictions['weak'], self.select(own), u.valid) \
-                if self.cfg.feature_labels == 'student' else \
-                PseudoLabels(classes(weak), self.select(weak), u.valid)        # (B, H, W) each
+            taught = for_features or PseudoLabels(predictions['weak'], self.select(own), u.valid)
             for i, view in enumerate(fp, 1):
                 losses[f'feature{i}'] = masked_cross_entropy(view, *taught)
             labels['feature'] = taught
@@ -110,20 +109,33 @@ class DSSN:
         for level, views in (('image', s), ('feature', fp)):
             if self.cfg.contrast and len(views) == 2:
                 losses[f'contrast_{level}'] = pixel_contrast(*views)
-        if partner is not None:
-            weak_label, partner_label = classes(weak), classes(partner)        # (B, H, W) each
-            for i, (view, inside) in enumerate(zip(s, insides), 1):
-                taught = PseudoLabels(paste(weak_label, partner_label, inside),
-                                      self.select(paste(weak, partner, inside)),
-                                      paste(u.valid, v.valid, inside))
-                losses[f'image{i}'] = masked_cross_entropy(view, *taught)
-                labels[f'image{i}'] = taught
-                shares[f'selected_image{i}'] = share(taught.selected, taught.valid)
-            if fp:
-                shares['agreement'] = share(predictions['weak'] == weak_label, u.valid)
+        for i, (view, taught) in enumerate(zip(s, for_images), 1):
+            losses[f'image{i}'] = masked_cross_entropy(view, *taught)
+            labels[f'image{i}'] = taught
+            shares[f'selected_image{i}'] = share(taught.selected, taught.valid)
+        if fp and for_images:
+            shares['agreement'] = share(predictions['weak'] == weak_label, u.valid)
         if self.watched:
             predictions.update({f'strong{i}': classes(view) for i, view in enumerate(s, 1)})
         return Terms(losses, shares, labels, predictions if self.watched else {})
+
+    def teach(self, teacher, u, v, insides):
+        """The teacher's labels: (`PseudoLabels` for the feature level or None, a list of them for
+        the strong views, its classes of `u.weak` (B, H, W) or None); what is not needed is not
+        predicted."""
+        by_teacher, mixed = self.cfg.feature_labels == 'teacher', insides and not self.warming_up
+        if not by_teacher and not mixed:
+            return None, [], None
+        weak, partner = predict_weak(teacher, u, v if mixed else None)         # (B, C, H, W) each
+        weak_label = classes(weak)                                             # (B, H, W)
+        for_features = PseudoLabels(weak_label, self.select(weak), u.valid) if by_teacher else None
+        if not mixed:
+            return for_features, [], weak_label
+        partner_label = classes(partner)                                       # (B, H, W)
+        return for_features, [PseudoLabels(paste(weak_label, partner_label, inside),
+                                           self.select(paste(weak, partner, inside)),
+                                           paste(u.valid, v.valid, inside))
+                              for inside in insides], weak_label
 
     def predict_features(self, student, x, u):
         """The student on weak views: (clean, fp1, fp2), as far as there is a feature level."""
@@ -131,22 +143,6 @@ class DSSN:
             return [student(x.weak)]
         return student(torch.cat([x.weak, u.weak]), perturb=len(u.weak), lean=self.cfg.lean,
                        views=self.cfg.feature_views)
-
-    def predict_weak(self, teacher, u, v):
-        """The teacher's logits on the weak views of `u` and of the partners `v`, (B, C, H, W) each.
-
-        Each is None where nothing is labeled with it. On batch statistics the two are separate
-        passes, partner first, because each moves the running statistics; on running statistics
-        one pass gives the same numbers.
-        """
-        with torch.no_grad():
-            if self.warming_up or not self.cfg.image_views:
-                by_teacher = self.cfg.feature_labels == 'teacher'
-                return teacher(u.weak) if by_teacher else None, None
-            if teacher.training:
-                partner = teacher(v.weak)
-                return teacher(u.weak), partner
-            return teacher(torch.cat([u.weak, v.weak])).chunk(2)
 
     def counts(self, x, u, v):
         """{term or share: how many pixels it is a mean over}, scalars on the device."""
@@ -185,3 +181,19 @@ def predict_strong(student, u, v, insides):
     mixed = [paste(own, partner, inside) for own, partner, inside in
              zip((u.strong1, u.strong2), (v.strong1, v.strong2), insides)]
     return student(torch.cat(mixed)).chunk(len(mixed)) if mixed else ()
+
+
+@torch.no_grad()
+def predict_weak(teacher, u, v):
+    """The teacher's logits on the weak views of `u` and of the partners `v`, (B, C, H, W) each.
+
+    Without `v` the second is None. On batch statistics the two are separate passes, partner first,
+    because each moves the running statistics; on running statistics one pass gives the same
+    numbers.
+    """
+    if v is None:
+        return teacher(u.weak), None
+    if teacher.training:
+        partner = teacher(v.weak)
+        return teacher(u.weak), partner
+    return teacher(torch.cat([u.weak, v.weak])).chunk(2)
