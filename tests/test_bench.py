@@ -122,8 +122,8 @@ def test_the_floor_makes_the_passes_of_a_step_and_changes_no_weight(tiny_world, 
     subject = step.Subject(tiny_world().load(batch_size=2, lean=lean), World())
     calls = [(network is subject.student, tuple(args[0].shape[:1]), kwargs.get('perturb', 0), grad)
              for network, args, kwargs, grad in subject.calls]
-    # Labeled and unlabeled with views, the strong views, and both weak views of the teacher.
-    assert calls == [(True, (4,), 2, True), (True, (4,), 0, True), (False, (4,), 0, False)]
+    # Both weak views of the teacher, labeled and unlabeled with views, and the strong views.
+    assert calls == [(False, (4,), 0, False), (True, (4,), 2, True), (True, (4,), 0, True)]
     before = {name: p.clone() for name, p in subject.student.named_parameters()}
     subject.floor()
     for name, parameter in subject.student.named_parameters():
