@@ -60,7 +60,7 @@ def parse_arguments(argv=None):
         parser.error('--save-dir shows one network: give --weights student or teacher')
     for flag in ('id_path', 'absent', 'json'):
         if args.images and getattr(args, flag):
-            parser.error(f"--images has no truth: --{flag.replace('_', '-')} says nothing there")
+            parser.error(f"--images has no truth: leave --{flag.replace('_', '-')} out")
     return args
 
 
@@ -88,7 +88,7 @@ def main(argv=None):
         from dssn.predict import find_images
         samples, notes = find_images(args.images, args.save_dir)
     else:
-        samples = read_list(cfg.val_id_path)
+        samples = read_list(cfg.val_id_path, True, cfg.allow_outside)
         check_files(samples, cfg.data_root)
     models = {role: build_model(cfg) for role in states}
     for role, model in models.items():
@@ -179,7 +179,12 @@ def read_config(args, content):
     if not isinstance(content, dict) or not isinstance(content.get('config'), dict):
         raise UserError(f'{args.checkpoint}: carries no config; give the one it was trained with: '
                         '--config configs/....yaml')
-    return config.from_dict(content['config'], args.checkpoint, overrides, args.assignments)
+    # Who uses a stranger's checkpoint has not allowed what its config allows.
+    values = dict(content['config'], allow_outside=False)
+    if isinstance(values.get('classes'), str):
+        raise UserError(f"{args.checkpoint}: its config's classes are no list of names; give a "
+                        'config: --config configs/....yaml')
+    return config.from_dict(values, args.checkpoint, overrides, args.assignments)
 
 
 def write_json(args, cfg, names, absent, result, seconds):
@@ -198,7 +203,8 @@ def write_json(args, cfg, names, absent, result, seconds):
         with open(args.json, 'w', encoding='utf-8') as file:
             json.dump(content, file, indent=1)
     except OSError as error:
-        raise UserError(f'--json {args.json}: cannot be written ({error.strerror})') from None
+        raise UserError(f'--json {args.json}: cannot be written ({error.strerror}); name a file in '
+                        'a folder that is there') from None
 
 
 if __name__ == '__main__':

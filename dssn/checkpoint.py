@@ -1,63 +1,12 @@
 """Checkpoints: plain values and tensors, written whole or not at all, read without running code."""
 import hashlib
-import io
 import os
-import pickle
-import types
 import zipfile
 
-import numpy as np
 import torch
 
+from dssn import torch_files
 from dssn.errors import UserError
-
-# All that a checkpoint's pickle may name: containers, how tensors are rebuilt, and the NumPy
-# scalars that public checkpoints hold. Whatever else is named is refused before it runs.
-_ADMITTED = {
-    'collections': ('OrderedDict',),
-    'torch._utils': ('_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_parameter'),
-    'torch': ('Size', 'device', 'FloatStorage', 'DoubleStorage', 'HalfStorage', 'BFloat16Storage',
-              'LongStorage', 'IntStorage', 'ShortStorage', 'CharStorage', 'ByteStorage',
-              'BoolStorage'),
-    'torch.storage': ('TypedStorage', 'UntypedStorage'),
-    'torch.nn.parameter': ('Parameter',),
-    'numpy': ('dtype',),
-    'numpy.core.multiarray': ('scalar',),
-    'numpy._core.multiarray': ('scalar',),
-    '_codecs': ('encode',),
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module, name):
-        if name not in _ADMITTED.get(module, ()):
-            raise pickle.UnpicklingError(f'{module}.{name} is not admitted in a checkpoint')
-        if module.startswith('numpy') and name == 'scalar':
-            return _numpy_scalar
-        return super().find_class(module, name)
-
-
-def _numpy_scalar(dtype, data=b''):
-    """NumPy's scalar from its bytes; numbers only.
-
-    An object dtype would unpickle again, or follow an address that the file gives. A dtype's state
-    comes from the file too and may lie: only its plain name is believed.
-    """
-    if not isinstance(dtype, np.dtype) or dtype.kind not in 'biufc' or not isinstance(data, bytes):
-        raise pickle.UnpicklingError('a NumPy scalar that is not a number')
-    return np.frombuffer(data, np.dtype(dtype.str), 1)[0]
-
-
-def _load(file, **kwargs):
-    return _Unpickler(file, **kwargs).load()
-
-
-# What torch.load asks of a `pickle_module`, on every supported release.
-_safe_pickle = types.ModuleType('dssn_safe_pickle')
-_safe_pickle.Unpickler = _Unpickler
-_safe_pickle.load = _load
-_safe_pickle.loads = lambda data, **kwargs: _load(io.BytesIO(data), **kwargs)
-_safe_pickle.UnpicklingError = pickle.UnpicklingError
 
 
 def read_torch_file(path):
@@ -68,20 +17,10 @@ def read_torch_file(path):
             containers, numbers, text and tensors.
     """
     if not os.path.isfile(path):
-        raise UserError(f'{path}: no such checkpoint')
+        raise UserError(f'{path}: no such checkpoint; a run keeps best.pth, t_best.pth and '
+                        'latest.pth in its folder')
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                # The raw names: the others can be made to differ from those that torch reads.
-                if any(info.orig_filename.endswith('constants.pkl')
-                       for info in archive.infolist()):
-                    raise UserError(f'{path}: a TorchScript program, not a checkpoint; programs '
-                                    'are not run: save its state_dict instead')
-                damaged = archive.testzip()  # torch.load compares no checksums
-                if damaged:
-                    raise UserError(f'{path}: damaged: the checksum of {damaged} is wrong; take '
-                                    'another copy')
-        content = torch.load(path, map_location='cpu', pickle_module=_safe_pickle)
+        content = torch_files.read(path)
         if isinstance(content, dict) and CHECKSUM in content:
             if content.pop(CHECKSUM) != checksum(content):
                 raise UserError(f'{path}: damaged: its content has another checksum than it had '
@@ -89,13 +28,13 @@ def read_torch_file(path):
         return content
     except UserError:
         raise
-    except pickle.UnpicklingError as error:
+    except torch_files.Refused as error:
         raise UserError(f'{path}: refused: {error}; a checkpoint holds containers, numbers, text '
                         'and tensors only: save it again as a plain state_dict') from None
     except Exception as error:  # a damaged file makes the readers raise almost anything
         text = ' '.join(str(error).split())[:200]
         raise UserError(f'{path}: not a readable checkpoint ({type(error).__name__}: {text}); it '
-                        'may be damaged or not from torch.save') from None
+                        'may be damaged or not from torch.save: take another copy') from None
 
 
 def save(path, content, keep=None):

@@ -12,7 +12,9 @@ from typing import Any, Dict, List
 import yaml
 
 from dssn.errors import UserError
+from dssn.yaml_text import LARGEST, parse, read_mapping, shown
 
+LONGEST_NAME = 100  # characters of a class name
 DATASETS = ('pascal', 'cityscapes', 'coco', 'camvid', 'shapes')
 # What a file that says nothing of these keys means, by data set: the settings of the published
 # runs, so that existing DSSN and UniMatch files load unchanged and mean what they meant.
@@ -65,6 +67,8 @@ class Config:
     labeled_id_path: str = key('', 'id list with images and masks')
     unlabeled_id_path: str = key('', 'id list of images without masks')
     val_id_path: str = key('', 'id list to evaluate on; empty: splits/<dataset>/val.txt')
+    allow_outside: bool = key(False, 'let id lists name files outside data_root, by `..` or an '
+                                     'absolute path; links in data_root are followed anyway')
     skip_check: bool = key(False, 'train without first checking that listed files exist, that val '
                                   'is apart, and some masks')
     save_path: str = key('', "the run's folder")
@@ -166,7 +170,7 @@ def load(path, overrides=None, assignments=()):
     Raises:
         UserError: unreadable file, unknown key, wrong type or impossible value, naming the place.
     """
-    return resolve(read_yaml(path), str(path), overrides, assignments)
+    return resolve(read_mapping(path), str(path), overrides, assignments)
 
 
 def from_dict(values, place, overrides=None, assignments=()):
@@ -201,32 +205,40 @@ def resolve(content, place, overrides, assignments):
             raise UserError(f"{where}: key '{name}' has no effect with method {method.name}; "
                             'leave it out or choose another method')
     resolved['method'] = method.name
-    return complete(method.Config, resolved, place)
+    places = {name: where for name, (_, where) in values.items() if where != place}
+    return complete(method.Config, resolved, place, places)
 
 
-def complete(config_class, values, path):
-    """Fill in the defaults that depend on other keys and check what no single key can tell."""
+def complete(config_class, values, path, places):
+    """Fill in the defaults that depend on other keys and check what no single key can tell.
+
+    `places` says of keys that the command line has set where it has.
+    """
+    def where(*names):
+        return next((places[name] for name in names if name in places), path)
     if not values.get('dataset'):
-        raise UserError(f"{path}: key 'dataset' is missing; known data sets: {', '.join(DATASETS)}; "
-                        'any other name is your own data')
-    if not re.fullmatch(r'[A-Za-z0-9_.-]+', values['dataset']):
-        raise UserError(f"{path}: dataset = '{values['dataset']}' must be a plain name of letters, "
-                        "digits, '_', '-' and '.'")
+        raise UserError(f"{where('dataset')}: key 'dataset' is missing; known data sets: "
+                        f"{', '.join(DATASETS)}; any other name is your own data")
+    if not re.fullmatch(r'[A-Za-z0-9_-][A-Za-z0-9_.-]*', values['dataset']):
+        raise UserError(f"{where('dataset')}: dataset = {shown(values['dataset'])} must be a plain "
+                        "name of letters, digits, '_', '-' and '.', which does not begin with '.'")
     names, colours = values.get('classes') or [], values.get('colours') or []
     if 'nclass' not in values and names:
-        values['nclass'] = check_value(path, config_class.__dataclass_fields__['nclass'], len(names))
+        values['nclass'] = check_value(
+            where('classes'), config_class.__dataclass_fields__['nclass'], len(names))
     if 'nclass' not in values:
         raise UserError(f"{path}: key 'nclass' is missing: the number of classes in the masks (or "
                         'name the classes in `classes`)')
     for name, items in (('classes', names), ('colours', colours)):
         if items and len(items) != values['nclass']:
-            raise UserError(f"{path}: {name} has {len(items)} entries but nclass = "
+            raise UserError(f"{where(name, 'nclass')}: {name} has {len(items)} entries but nclass = "
                             f"{values['nclass']}; make them agree")
     if values.get('watch_truth') and values.get('panel_every') == 0:
-        raise UserError(f'{path}: watch_truth = true has no effect with panel_every = 0: truth is '
+        raise UserError(f"{where('watch_truth', 'panel_every')}: "
+                        'watch_truth = true has no effect with panel_every = 0: truth is '
                         'looked at when panels are drawn; set panel_every to at least 1, or leave '
                         'watch_truth out')
-    check_batch(config_class, values, path)
+    check_batch(config_class, values, where)
     if not values.get('val_id_path'):
         values['val_id_path'] = f"splits/{values['dataset']}/val.txt"
     cfg = config_class(**values)
@@ -234,16 +246,17 @@ def complete(config_class, values, path):
     return cfg
 
 
-def check_batch(config_class, values, path):
+def check_batch(config_class, values, where):
     """Raise a UserError where batch_size, accumulate, scale_lr and reference_batch do not agree."""
     def value(name):
         return values.get(name, config_class.__dataclass_fields__[name].default)
     if value('batch_size') % value('accumulate'):
-        raise UserError(f"{path}: accumulate = {value('accumulate')} must divide batch_size = "
-                        f"{value('batch_size')}: a batch is split into equal parts")
+        raise UserError(f"{where('accumulate', 'batch_size')}: accumulate = {value('accumulate')} "
+                        f"must divide batch_size = {value('batch_size')}: a batch is split into "
+                        'equal parts')
     if value('scale_lr') and not value('reference_batch'):
-        raise UserError(f'{path}: scale_lr needs reference_batch, the global batch that lr is '
-                        'meant for')
+        raise UserError(f"{where('scale_lr', 'reference_batch')}: scale_lr needs reference_batch, "
+                        'the global batch that lr is meant for: set it, such as reference_batch=8')
 
 
 def list_paths(cfg):
@@ -265,64 +278,21 @@ def colours_of_classes(cfg):
     return [tuple(colour) for colour in cfg.colours] or palette(cfg.dataset, cfg.nclass)
 
 
-def read_yaml(path):
-    """The mapping in a YAML file (safe loader: no code runs), with numbers like 1e-3 as numbers."""
-    try:
-        with open(path, encoding='utf-8') as file:
-            content = yaml.load(file, Loader=_Loader)
-    except FileNotFoundError:
-        raise UserError(f'{path}: no such config file; the ones that come with the project are in '
-                        'configs/') from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f'{path}: cannot be read as a config file: {error}') from None
-    except (yaml.YAMLError, ValueError) as error:  # an impossible date is a ValueError
-        raise UserError(f'{path}: not valid YAML: ' + ' '.join(str(error).split())) from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must hold 'key: value' lines, found {type(content).__name__}")
-    for name in content:
-        if not isinstance(name, str):
-            raise UserError(f'{path}: key {name!r} is not a word; keys are names such as crop_size')
-    return content
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without two traps of its release 1.1: `1e-3` is a number, and `1_8` is text, not 18."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for name_node, _ in node.value:
-            name = self.construct_object(name_node, deep=True)
-            if isinstance(name, str) and name in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key '{name}' appears twice", name_node.start_mark)
-            if isinstance(name, str):
-                seen.add(name)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    'tag:yaml.org,2002:float',
-    re.compile(r'[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$'), list('-+0123456789.'))
-for _digit in '0123456789':  # before the rule for numbers
-    _Loader.yaml_implicit_resolvers[_digit].insert(
-        0, ('tag:yaml.org,2002:str', re.compile(r'[0-9]+_[0-9_]*$')))
-
-
 def parse_assignment(text):
     """Split a `--set key=value`; the value is read as YAML."""
     name, sep, value = text.partition('=')
     if not sep or not name.strip():
         raise UserError(f"--set {text}: write key=value, such as --set lr=0.001")
     try:
-        return name.strip(), yaml.load(value, Loader=_Loader)
-    except (yaml.YAMLError, ValueError):
+        return name.strip(), parse(value)
+    except ValueError:
         raise UserError(f'--set {text}: the value is not valid YAML; quote it') from None
 
 
 def unknown_key(place, name, fields):
-    close = difflib.get_close_matches(str(name), fields, n=1)
+    close = difflib.get_close_matches(name[:100], fields, n=1) if isinstance(name, str) else []
     hint = f"; did you mean '{close[0]}'?" if close else ''
-    return f"{place}: unknown key '{name}'{hint or ';'} Known keys: {', '.join(sorted(fields))}"
+    return f"{place}: unknown key {shown(name)}{hint or ';'} Known keys: {', '.join(sorted(fields))}"
 
 
 def check_value(place, field, value):
@@ -335,15 +305,15 @@ def check_value(place, field, value):
     if field.name == 'colours':
         return check_colours(place, value)
     if field.name == 'classes':
-        value = read_names(place, value) if isinstance(value, str) and value else value or []
+        value = check_names(place, value)
     if origin is list:
         inner, = typing.get_args(field.type)
         if not isinstance(value, (list, tuple)):
-            raise UserError(f'{place}: {field.name} = {value!r} must be a list of '
+            raise UserError(f'{place}: {field.name} = {shown(value)} must be a list of '
                             f'{_word(inner)}: {field.metadata["help"]}')
         length = field.metadata.get('length')
         if length is not None and len(value) != length:
-            raise UserError(f'{place}: {field.name} = {value!r} must have {length} entries: '
+            raise UserError(f'{place}: {field.name} = {shown(value)} must have {length} entries: '
                             f'{field.metadata["help"]}')
         return [check_scalar(place, field, inner, item) for item in value]
     return check_scalar(place, field, origin, value)
@@ -353,8 +323,10 @@ def check_scalar(place, field, kind, value):
     word = field.metadata.get('word')
     if word and value == word:
         return value
-    wrong = UserError(f'{place}: {field.name} = {value!r} must be {_word(kind)}'
+    wrong = UserError(f'{place}: {field.name} = {shown(value)} must be {_word(kind)}'
                       f'{f" or {word}" if word else ""}: {field.metadata["help"]}')
+    if isinstance(value, int) and not -2 ** 63 <= value < 2 ** 63:
+        raise wrong  # more than any program here can count to
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if kind is str and value is None:
@@ -365,17 +337,17 @@ def check_scalar(place, field, kind, value):
         raise wrong
     meta = field.metadata
     if 'choices' in meta and value not in meta['choices']:
-        close = difflib.get_close_matches(str(value), [str(c) for c in meta['choices']], n=1)
+        close = difflib.get_close_matches(str(value)[:100], [str(c) for c in meta['choices']], n=1)
         hint = f" (did you mean '{close[0]}'?)" if close else ''
         allowed = ', '.join(_yaml_word(c) for c in meta['choices'])
-        raise UserError(f'{place}: {field.name} = {_yaml_word(value)} is not allowed{hint}; '
+        raise UserError(f'{place}: {field.name} = {_yaml_word(value)[:200]} is not allowed{hint}; '
                         f'allowed: {allowed}')
     bounds = [('low', 'at least', lambda a, b: a >= b), ('high', 'at most', lambda a, b: a <= b),
               ('above', 'above', lambda a, b: a > b), ('below', 'below', lambda a, b: a < b)]
     for bound, words, holds in bounds:
         if bound in meta and not holds(value, meta[bound]):
             limits = ' and '.join(f'{w} {meta[b]}' for b, w, _ in bounds if b in meta)
-            raise UserError(f'{place}: {field.name} = {value!r} must be {limits}: {meta["help"]}')
+            raise UserError(f'{place}: {field.name} = {shown(value)} must be {limits}: {meta["help"]}')
     return value
 
 
@@ -399,20 +371,34 @@ def check_colours(place, value):
     for colour in value if isinstance(value, (list, tuple)) else [value]:
         if not isinstance(colour, (list, tuple)) or len(colour) != 3 or not all(
                 isinstance(c, int) and not isinstance(c, bool) and 0 <= c <= 255 for c in colour):
-            raise UserError(f'{place}: colours holds {colour!r}; write one [red, green, blue] a '
+            raise UserError(f'{place}: colours holds {shown(colour)}; write one [red, green, blue] a '
                             'class, each a whole number from 0 to 255')
     return [list(colour) for colour in value]
+
+
+def check_names(place, value):
+    """Class names from a list, or from the text file that a text names; printable ones only."""
+    names = [] if value is None or value == '' else value
+    if isinstance(names, str):
+        names = read_names(place, names)
+    for name in names if isinstance(names, list) else ():
+        # Names are shown in terminals, which obey some characters instead.
+        if isinstance(name, str) and not (name.isprintable() and len(name) <= LONGEST_NAME):
+            raise UserError(f'{place}: classes holds {shown(name)}; a name is of printable '
+                            f'characters, at most {LONGEST_NAME}: write another')
+    return names
 
 
 def read_names(place, path):
     """Class names from a text file: one a line, empty lines skipped."""
     try:
         with open(path, encoding='utf-8-sig') as file:
-            names = [line.strip() for line in file if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{place}: classes = '{path}' cannot be read as a text file of names "
+            lines = file.read(LARGEST).split('\n')
+    except (OSError, ValueError) as error:
+        raise UserError(f'{place}: classes = {shown(path)} cannot be read as a text file of names '
                         f'({error}); write a list, or a file with one name a line, by its path '
                         'from where you run this') from None
+    names = [line.strip() for line in lines if line.strip()]
     if not names:
         raise UserError(f"{place}: classes = '{path}' names no class; write one name a line")
     return names
@@ -421,28 +407,32 @@ def read_names(place, path):
 def check_criterion(place, value):
     """The labeled loss: `CELoss`, or `OHEM` with thresh and min_kept; ignore_index is 255."""
     if not isinstance(value, dict) or value.get('name') not in ('CELoss', 'OHEM'):
-        raise UserError(f'{place}: criterion = {value!r} must be {{name: CELoss}} or '
+        raise UserError(f'{place}: criterion = {shown(value)} must be {{name: CELoss}} or '
                         '{name: OHEM, kwargs: {thresh: 0.7, min_kept: 100000}}')
     for name in value:
         if name not in ('name', 'kwargs'):
-            raise UserError(f"{place}: criterion has an unknown key '{name}'; known keys: name, kwargs")
+            raise UserError(f'{place}: criterion has an unknown key {shown(name)}; known keys: name, '
+                            'kwargs')
     kwargs = value.get('kwargs') or {}
     if not isinstance(kwargs, dict):
-        raise UserError(f'{place}: criterion kwargs = {kwargs!r} must be a mapping such as '
+        raise UserError(f'{place}: criterion kwargs = {shown(kwargs)} must be a mapping such as '
                         '{ignore_index: 255}')
     allowed = {'ignore_index': 255}
     if value['name'] == 'OHEM':
         allowed.update(thresh=0.7, min_kept=100000)
     for name, item in kwargs.items():
         if name not in allowed:
-            raise UserError(f"{place}: criterion {value['name']} has no argument '{name}'; known "
+            raise UserError(f"{place}: criterion {value['name']} has no argument {shown(name)}; known "
                             f"arguments: {', '.join(sorted(allowed))}")
-        if isinstance(item, bool) or not isinstance(item, (int, float)):
-            raise UserError(f'{place}: criterion argument {name} = {item!r} must be a number')
+        if isinstance(item, bool) or not isinstance(item, (int, float)) or not -2**63 < item < 2**63:
+            raise UserError(f'{place}: criterion argument {name} = {shown(item)} must be a number, '
+                            f'such as {allowed[name]}')
     merged = {**allowed, **kwargs}
     if merged['ignore_index'] != 255:
         raise UserError(f'{place}: criterion argument ignore_index = {merged["ignore_index"]} must '
-                        'be 255, the value that masks use for "ignore"')
+                        'be 255, the value that masks use for "ignore"; for another one in masks '
+                        'set the key ignore_index')
+    merged['ignore_index'] = 255
     if value['name'] == 'OHEM':
         if not 0 <= merged['thresh'] <= 1:
             raise UserError(f'{place}: criterion argument thresh = {merged["thresh"]} must be a '

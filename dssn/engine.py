@@ -31,7 +31,8 @@ from dssn.watching import Watch
 # Keys that a run may be resumed with other values of: they change no number of it.
 FREE_KEYS = ('workers', 'log_every', 'device', 'save_path', 'data_root', 'skip_check',
              'eval_batch_size', 'panel_every', 'panel_images', 'watch_truth',
-             'checkpoint_backbone', 'save_every', 'on_nonfinite', 'max_skips', 'max_bad_samples')
+             'checkpoint_backbone', 'save_every', 'on_nonfinite', 'max_skips', 'max_bad_samples',
+             'allow_outside')
 RETRY = 60  # seconds from a save that failed to the next attempt
 INSPECT = 'nonfinite.pth'  # the networks at a number that was not finite
 
@@ -570,11 +571,11 @@ def read_lists(cfg, uses_unlabeled):
         path = getattr(cfg, key)
         if not path:
             raise UserError(f"no id list given: set {key} (--{key.replace('_', '-')})")
-        return read_list(path, masks)
+        return read_list(path, masks, cfg.allow_outside)
     return (listed('labeled_id_path', True),
             listed('unlabeled_id_path', False) if uses_unlabeled else None,
             listed('val_id_path', True),
-            read_list(cfg.select_on) if cfg.select_on else None)
+            read_list(cfg.select_on, True, cfg.allow_outside) if cfg.select_on else None)
 
 
 def check_data(cfg, world, labeled, unlabeled, val, select_on=None):

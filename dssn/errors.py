@@ -7,7 +7,15 @@ class UserError(Exception):
 
     Its message names the file, the key or line, the value, what is allowed and what to do. The
     entry scripts print it as one line without a traceback and exit with status 1.
+
+    What a terminal would obey instead of showing it, names of strangers' files among it, is written
+    as an escape: a line end as `\\n`.
     """
+
+    def __init__(self, message):
+        super().__init__(''.join(
+            sign if sign.isprintable() else sign.encode('unicode_escape').decode()
+            for sign in str(message)))
 
 
 class Stopped(Exception):

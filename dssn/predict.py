@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from dssn.batch import normalise
 from dssn.data.datasets import to_tensor
-from dssn.data.files import FileProblem, open_image
+from dssn.data.files import FileProblem, decoded_formats, open_image
 from dssn.data.folders import visible_files
 from dssn.data.lists import Sample
 from dssn.errors import UserError
@@ -22,8 +22,6 @@ from dssn.errors import UserError
 # An image of more pixels than TILE x TILE is predicted in tiles of at most that size, each with a
 # margin of context whose predictions are dropped: about 3 GiB on a CPU with ResNet-101.
 TILE, MARGIN = 2048, 256
-# Formats that Pillow recognises and cannot decode, or gives to another program.
-NOT_DECODED = ('BUFR', 'EPS', 'GRIB', 'HDF5', 'MPEG', 'WMF')
 
 
 def find_images(folder, save_dir):
@@ -52,14 +50,15 @@ def find_images(folder, save_dir):
     kinds = ', '.join(f'{ending}: {count}' for ending, count in sorted(others.items()))
     notes = [f'files passed over because of their ending: {kinds}'] if others else []
     if not images:
-        raise UserError('; '.join([f'--images {folder}: no image in it or below'] + notes))
+        raise UserError('; '.join([f'--images {folder}: no image in it or below'] + notes
+                                  + ['name a folder with images']))
     return [Sample(name, None, '--images') for name in sorted(images)], notes
 
 
 def image_endings():
     """Endings of the formats that Pillow decodes, such as '.jpg'."""
     return {ending for ending, name in Image.registered_extensions().items()
-            if name in Image.OPEN and name not in NOT_DECODED}
+            if name in decoded_formats()}
 
 
 def read_image(folder, sample):

@@ -20,6 +20,7 @@ from dssn.experiments import grid
 from dssn.experiments.__main__ import main
 from dssn.experiments.page import PUBLISHED, published
 from dssn.lock import Lock
+from dssn.yaml_text import read_mapping
 
 pytestmark = pytest.mark.skipif(os.name != 'posix', reason='shell scripts')
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -216,10 +217,10 @@ def test_camvid_and_ablation_share_the_runs_that_are_alike(monkeypatch, suffix):
 
 def test_published_scores_are_complete(monkeypatch):
     monkeypatch.chdir(ROOT)
-    for name, entry in config.read_yaml(PUBLISHED).items():
+    for name, entry in read_mapping(PUBLISHED).items():
         assert set(entry) == {'title', 'splits', 'rows', 'source'}
         assert all(len(values) == len(entry['splits']) for values in entry['rows'].values()), name
-    pascal = config.read_yaml(PUBLISHED)['pascal_resnet101']
+    pascal = read_mapping(PUBLISHED)['pascal_resnet101']
     assert pascal['rows']['DSSN, teacher, best epoch'][pascal['splits'].index(366)] == 78.38
     with pytest.raises(UserError, match='nothing.*pascal_resnet101'):
         published('nothing')

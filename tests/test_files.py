@@ -112,12 +112,24 @@ def test_missing_file_and_folder(tmp_path):
     assert 'that is a folder' in image_error(tmp_path)
 
 
+@pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
 def test_an_image_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
     Image.fromarray(noise(20, 20)).save(str(tmp_path / 'image.jpg'))
-    # Pillow warns above this number of pixels and raises above twice of it; both are errors here.
-    for limit in (300, 100):
-        monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', limit)
-        assert 'more than %d pixels' % limit in image_error(tmp_path)
+    # Pillow warns above its limit and raises above twice of it; both are errors here.
+    for limit in (399, 300, 100):
+        monkeypatch.setenv('DSSN_MAX_PIXELS', str(limit))
+        message = image_error(tmp_path)
+        assert 'more than %d pixels' % limit in message and 'DSSN_MAX_PIXELS=' in message
+    monkeypatch.setenv('DSSN_MAX_PIXELS', '400')
+    assert open_image(str(tmp_path), SAMPLE).size == (20, 20)
+
+
+@pytest.mark.parametrize('value', ['many', '-1', '0', '1e9', '9' * 5000])
+def test_a_limit_that_is_no_number(tmp_path, monkeypatch, value):
+    Image.fromarray(noise(20, 20)).save(str(tmp_path / 'image.jpg'))
+    monkeypatch.setenv('DSSN_MAX_PIXELS', value)
+    with pytest.raises(UserError, match='DSSN_MAX_PIXELS.*whole number of pixels'):
+        open_image(str(tmp_path), SAMPLE)
 
 
 # Masks.

@@ -25,6 +25,6 @@ def count_or_share(text):
     except (ValueError, ZeroDivisionError):
         value = 0
     if value <= 0 or (isinstance(value, Fraction) and value > 1):
-        raise argparse.ArgumentTypeError(f"'{text}' is neither a number of samples such as 40 nor a "
-                                         'share such as 1/8 or 0.2')
+        raise argparse.ArgumentTypeError(f"'{text}' must be a number of samples such as 40, or a share "
+                                         'such as 1/8 or 0.2')
     return value

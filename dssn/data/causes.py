@@ -128,7 +128,7 @@ def cause_of_depth(mask, name):
     low, high = values.min(), values.max()
     if 0 <= low and high <= 255:
         return (f'it has more than 8 bits a pixel, but its values {low:g}..{high:g} fit into 8: '
-                "Image.fromarray(np.asarray(mask).astype('uint8'))")
+                "save Image.fromarray(np.asarray(mask).astype('uint8'))")
     ids = named_as_other_ids(Values([], False, 0, os.path.basename(name), ''))
     return (f'it has more than 8 bits a pixel, and values {low:g}..{high:g}: '
             + (ids or 'these are ids of objects, or depths, rather than of classes'))

@@ -79,7 +79,7 @@ def run(args):
     cfg = read_config(args)
     report = Report(cfg, {}, [], {})
     for role, path in config.list_paths(cfg).items():
-        report.lists[role] = read_listed(role, path, report.problems)
+        report.lists[role] = read_listed(role, path, report.problems, cfg.allow_outside)
     print(head(report))
     check_root(cfg.data_root)
     check(report, args.workers)
@@ -102,12 +102,12 @@ def read_config(args):
         'val_id_path': args.val, 'data_root': args.data_root}, args.assignments)
 
 
-def read_listed(role, path, problems):
+def read_listed(role, path, problems, allow_outside=False):
     """A list's `Listed`; lines that cannot be read are appended to the problems."""
     samples, good = [], True
     for line, place in read_lines(path):
         try:
-            samples.append(parse_line(line, place, masks=role != 'unlabeled'))
+            samples.append(parse_line(line, place, role != 'unlabeled', allow_outside))
         except UserError as error:
             good, sample = False, Sample(line, None, place)
             problems.append(problem_at(sample, 'bad_line', str(error), role, None))
@@ -165,7 +165,7 @@ def quick_check(cfg, labeled, unlabeled, val, select_on=None):
             problems += glance_at_masks(cfg, role, lists[role])
         return summed_up(problems)
     except UserError as error:
-        raise UserError(f'{error}. (`python -m dssn.data check --config ...` names all there is; '
+        raise UserError(f'{error}{"" if str(error).endswith("?") else "."} (`python -m dssn.data check --config ...` names all there is; '
                         '--skip-check trains without a look at the data)') from None
 
 

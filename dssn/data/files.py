@@ -1,4 +1,5 @@
 """Opening images and masks, with one clear error for whatever is wrong with a file."""
+import contextlib
 import functools
 import os
 import warnings
@@ -9,8 +10,13 @@ from PIL import Image, UnidentifiedImageError
 from dssn.data.causes import cause_of_colours, cause_of_depth, cause_of_values
 from dssn.errors import UserError
 
-# Files from elsewhere: refuse to unpack more pixels than any photograph has.
-Image.MAX_IMAGE_PIXELS = 200_000_000
+# Files from elsewhere: refuse to unpack more pixels than any photograph has, unless told to.
+MOST_PIXELS, MOST_PIXELS_VARIABLE = 200_000_000, 'DSSN_MAX_PIXELS'
+# Pillow's first warning; `opened` raises an error there.
+warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
+# Formats that Pillow recognises and cannot decode, or gives to another program: Ghostscript runs
+# what an EPS file says.
+NOT_DECODED = ('BUFR', 'EPS', 'GRIB', 'HDF5', 'MPEG', 'WMF')
 ORIENTATION = 0x0112  # EXIF: how viewers turn a photograph; 1 is "not at all"
 
 
@@ -50,7 +56,7 @@ def _checked_depth(image, sample, data_root):
 def orientation(path):
     """The EXIF orientation, 1..8, in an image's head; 1 where it tells none."""
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             return image.getexif().get(ORIENTATION, 1)
     except Exception:  # damaged EXIF makes Pillow raise almost anything; viewers ignore it too
         return 1
@@ -140,23 +146,62 @@ def histogram_text(pixels, most=12):
     return ', '.join(f'{value}: {pixels[value]}' for value in shown) + rest
 
 
+@contextlib.contextmanager
+def opened(path):
+    """Open a stranger's image with Pillow: its head alone is read.
+
+    Raises:
+        Image.DecompressionBombError: too many pixels. UnidentifiedImageError: no image, or of a
+            format in `NOT_DECODED`. Almost any other: the file is damaged.
+    """
+    limit = Image.MAX_IMAGE_PIXELS = most_pixels()
+    with Image.open(path, formats=decoded_formats()) as image:
+        if image.width * image.height > limit:
+            raise Image.DecompressionBombError
+        yield image
+
+
+def most_pixels():
+    """How many pixels an image may have: the environment may say another number."""
+    text = os.environ.get(MOST_PIXELS_VARIABLE) or str(MOST_PIXELS)
+    if not text.isdecimal() or not 0 < int(text[:19]) < 10 ** 18:
+        raise UserError(f"{MOST_PIXELS_VARIABLE} = '{text}' in the environment: must be a whole "
+                        f'number of pixels, such as {MOST_PIXELS} (the default): set it so, or '
+                        'unset it')
+    return int(text)
+
+
+@functools.lru_cache(maxsize=1)
+def decoded_formats():
+    """Pillow's names of the formats that are read, the usual ones first."""
+    Image.init()
+    return sorted((name for name in Image.ID if name not in NOT_DECODED),
+                  key=lambda name: name not in ('JPEG', 'PNG'))
+
+
 def _open(data_root, name, sample, decode=True):
-    path = os.path.join(data_root, name)
+    # Where `..` follows a link, the system would go to the parent of what it leads to.
+    path = os.path.join(data_root, os.path.normpath(name) if os.pardir in name else name)
+    if not os.path.isfile(path):  # not a pipe either, which would never end
+        raise missing_file(data_root, name, sample)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('error', Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                if decode:
-                    image.load()
-                return image
+        with opened(path) as image:
+            if decode:
+                image.load()
+            return image
+    except UserError:
+        raise
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise missing_file(data_root, name, sample) from None
     except UnidentifiedImageError:
         raise FileProblem(f'{sample.place}: {path} is not an image that Pillow knows: '
                           f'{_what_it_is(path)}', 'unreadable', name) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise FileProblem(f'{sample.place}: {path} has more than {Image.MAX_IMAGE_PIXELS} '
-                          'pixels; cut it into smaller images', 'too_large', name) from None
+    except Image.DecompressionBombError:
+        raise FileProblem(f'{sample.place}: {path} has more than {most_pixels()} pixels, the limit '
+                          'against files that unpack until the memory is full; cut it into smaller '
+                          'images, or, if it is to be trusted, set a higher limit in the '
+                          f'environment: {MOST_PIXELS_VARIABLE}=1000000000', 'too_large',
+                          name) from None
     except Exception as error:  # a damaged file makes Pillow raise almost anything
         kind = 'truncated' if 'truncated' in str(error).lower() else 'unreadable'
         raise FileProblem(f'{sample.place}: {path} cannot be read: {type(error).__name__}: '
@@ -168,6 +213,8 @@ def _what_it_is(path):
         head = file.read(64)
     if not head:
         return 'the file is empty; copy or download it again'
+    if head.startswith((b'%!PS', b'\xc5\xd0\xd3\xc6')):
+        return 'it is a PostScript program, and programs are not run; convert it to PNG'
     if head.startswith(b'version https://git-lfs'):
         return 'it only points to a file in Git LFS; run `git lfs pull`'
     if head.lstrip().startswith(b'<'):
@@ -181,8 +228,11 @@ def missing_file(data_root, name, sample):
     similar = _names_by_stem(folder).get(os.path.splitext(base)[0].lower())
     if os.path.isdir(os.path.join(data_root, name)):
         advice = 'that is a folder: name a file in it'
+    elif os.path.exists(os.path.join(data_root, name)):
+        advice = 'that is a pipe or a device: name a file'
     # In a folder of both, an image's mask is no hint to the image.
-    elif similar and similar not in [os.path.basename(n) for n in (sample.image, sample.mask) if n]:
+    elif similar and os.path.join(folder, similar) not in [
+            os.path.join(data_root, n) for n in (sample.image, sample.mask) if n]:
         advice = f'the folder has {similar}: correct the line or rename the file'
     elif os.path.isabs(name):
         advice = 'paths are relative to data_root: take away what stands before'
@@ -199,5 +249,5 @@ def missing_file(data_root, name, sample):
 def _names_by_stem(folder):
     try:
         return {os.path.splitext(name)[0].lower(): name for name in sorted(os.listdir(folder))}
-    except OSError:
+    except (OSError, ValueError):
         return {}

@@ -45,8 +45,8 @@ def pair_files(images, masks, mask_suffixes=('',), image_suffix='', data_root=No
     mask_of, alone = match(image_keys, mask_keys)
     if not mask_of:
         raise UserError(f'--masks {masks}: no mask matches an image by stem (image '
-                        f'{min(image_keys, default=image_files[0])}, mask {mask_files[0]}); a mask '
-                        'is named as its image, or with a --mask-suffix or --image-suffix more')
+                        f'{min(image_keys, default=image_files[0])}, mask {mask_files[0]}); name '
+                        'masks as their images, or give a --mask-suffix or --image-suffix')
     root = data_root or common_folder([image_base, mask_base])
     samples = [Sample(relative(path, root), mask_of.get(path) and relative(mask_of[path], root),
                       path) for path in sorted(image_keys)]

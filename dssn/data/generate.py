@@ -84,7 +84,7 @@ def published_sizes(dataset):
 
 def read_source(path, count):
     """The samples of the list of all train images, `count` of them, no image twice."""
-    samples = read_list(path)
+    samples = read_list(path, allow_outside=True)  # no file is opened
     if len({stem(sample) for sample in samples}) != len(samples):
         raise UserError(f'{path}: names an image twice; remove the second line')
     if len(samples) != count:
@@ -95,7 +95,7 @@ def read_source(path, count):
 
 def read_official(path, samples):
     """Stems of the official train images, all of them among `samples`."""
-    official = {stem(sample) for sample in read_list(path, masks=False)}
+    official = {stem(sample) for sample in read_list(path, False, allow_outside=True)}
     count = published_sizes('pascal')['1464']['lines'][0]
     if len(official) != count:
         raise UserError(f'{path}: names {len(official)} images, the official train list {count}')

@@ -46,7 +46,7 @@ def identify(path):
     Raises:
         UserError: the list, or a note beside it, cannot be read.
     """
-    samples = read_list(path, masks=False)
+    samples = read_list(path, masks=False, allow_outside=True)  # no file is opened
     lines, sha256 = len(samples), sha256_of_ids(samples)
     for known in published_lists():
         if known['sha256'] == sha256:
@@ -81,7 +81,7 @@ def note_generated(folder, seed, source, names=('labeled.txt', 'unlabeled.txt'))
     """
     note = _read_note(folder)
     for name in names:
-        samples = read_list(os.path.join(folder, name), masks=False)
+        samples = read_list(os.path.join(folder, name), masks=False, allow_outside=True)
         note[name] = {'seed': seed, 'source': str(source), 'lines': len(samples),
                       'sha256': sha256_of_ids(samples)}
     _write_whole(os.path.join(folder, NOTE), json.dumps(note, indent=1) + '\n')

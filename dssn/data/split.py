@@ -52,6 +52,8 @@ and that of val not on --labeled.
                              'among val, where possible')
     parser.add_argument('--ignore-index', type=whole_number, default=255, metavar='VALUE',
                         help='mask value that is no class, for --stratified (default: 255)')
+    parser.add_argument('--allow-outside', action='store_true',
+                        help='take lists that name files outside data_root, by `..` or absolute paths')
     parser.add_argument('--seed', type=whole_number, default=0, help='of the choice (default: 0)')
     parser.add_argument('--out', required=True, metavar='FOLDER',
                         help='folder of the new lists, such as splits/mine/40')
@@ -71,7 +73,7 @@ def run(args):
     samples, root = read_samples(args)
     held_out, val_is_list = [], args.val is not None and not is_amount(args.val)
     if val_is_list:
-        samples, held_out = without(samples, args.val)
+        samples, held_out = without(samples, args.val, args.allow_outside)
     classes = classes_of(samples, root, args.ignore_index) if args.stratified else {}
     val = 0 if args.val is None or val_is_list else count_or_share(args.val)
     labeled, unlabeled, val = choose(samples, args.labeled, val, args.seed, classes)
@@ -94,7 +96,7 @@ def run(args):
 def read_samples(args):
     """(samples, data root or None) of the id list or the folders."""
     if args.list:
-        return read_list(args.list, masks=False), args.data_root
+        return read_list(args.list, False, args.allow_outside), args.data_root
     samples, root, alone = pair_files(args.images, args.masks, args.mask_suffix,
                                       args.image_suffix, args.data_root)
     if alone:
@@ -110,9 +112,9 @@ def is_amount(text):
         return False
 
 
-def without(samples, path):
+def without(samples, path, allow_outside=False):
     """(the samples whose image the list does not name, the list's own samples)."""
-    held_out = read_list(path)
+    held_out = read_list(path, True, allow_outside)
     images = {sample.image for sample in held_out}
     return [sample for sample in samples if sample.image not in images], held_out
 
@@ -150,13 +152,15 @@ def choose(samples, labeled, val, seed, classes):
     n_val = amount(val, len(masked))
     if n_val > len(others):
         raise UserError(f'--val {val}: only {len(others)} samples have masks'
-                        + (' beyond those kept for the labeled list' if core else ''))
+                        + (' beyond those kept for the labeled list' if core else '')
+                        + '; hold out fewer')
     held_out = put_first(cover(others, classes), others)[:n_val]
     pool = put_first(core, without_indices(order, held_out))
     count = len(pool) if labeled is None else amount(labeled, len(samples) - n_val)
     if not 0 < count <= len(pool):
         wanted = 'no labeled samples' if labeled is None else f'--labeled {labeled}'
-        raise UserError(f'{wanted}: only {len(pool)} samples have masks and are not in val')
+        raise UserError(f'{wanted}: only {len(pool)} samples have masks and are not in val; '
+                        'ask for fewer, or hold out fewer')
     chosen = set(pool[:count])
     rest = set(range(len(samples))) - chosen - set(held_out)
     return sorted(chosen), sorted(rest), sorted(held_out)
@@ -208,7 +212,7 @@ def write_lists(lists, val_path):
     """
     new = lists.get(val_path)
     if new and os.path.exists(val_path) and (
-            [s[:2] for s in read_list(val_path)] != [s[:2] for s in new]):
+            [s[:2] for s in read_list(val_path, True, allow_outside=True)] != [s[:2] for s in new]):
         raise UserError(f'{val_path} is there and holds other samples; keep it with --val '
                         f'{val_path}, or choose another --out')
     try:

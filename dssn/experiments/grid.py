@@ -26,6 +26,7 @@ from typing import Any, Dict, List, NamedTuple
 from dssn import config, methods
 from dssn.data.lists import read_list
 from dssn.errors import UserError
+from dssn.yaml_text import read_mapping
 
 KEYS = ('about', 'config', 'exp', 'splits', 'seeds', 'processes', 'settings', 'variants',
         'published')
@@ -78,7 +79,7 @@ class Planned(NamedTuple):
 
 def read(path):
     """The `Experiment` in a file; raises a UserError that names the file and the key."""
-    content = config.read_yaml(path)
+    content = read_mapping(path)
     for key in content:
         if key not in KEYS:
             raise UserError(f"{path}: unknown key '{key}'; known keys: {', '.join(KEYS)}")
@@ -208,7 +209,7 @@ def settings_of(experiment, method):
 
 def resolve(experiment, place, method, split, own):
     """The config of a run, as train.py will resolve it; `own` wins over the settings."""
-    values = config.read_yaml(experiment.config)
+    values = read_mapping(experiment.config)
     folder = f"splits/{values.get('dataset')}/{split}"
     overrides = {'method': method.name, 'labeled_id_path': f'{folder}/labeled.txt',
                  'unlabeled_id_path': f'{folder}/unlabeled.txt',

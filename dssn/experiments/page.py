@@ -7,7 +7,6 @@ import importlib.util
 import os
 import sys
 
-from dssn import config
 from dssn.errors import UserError
 from dssn.experiments.grid import plan, read
 from dssn.experiments.samples import draw_samples
@@ -16,6 +15,7 @@ from dssn.experiments.standing import standing
 from dssn.records import ROLES
 from dssn.report import legend, mean_text
 from dssn.runs import Row, read_run, scores
+from dssn.yaml_text import read_mapping
 
 PUBLISHED = 'experiments/published.yaml'
 HEAD = '''# Results
@@ -171,7 +171,7 @@ def commands(groups):
 
 def published(name):
     """A table of published scores, with its source."""
-    known = config.read_yaml(PUBLISHED)
+    known = read_mapping(PUBLISHED)
     if name not in known:
         raise UserError(f"{PUBLISHED}: has no '{name}'; it has: {', '.join(known)}")
     entry = known[name]

@@ -21,6 +21,7 @@ import torch
 
 from dssn.errors import UserError
 from dssn.pseudo_labels import PseudoLabels
+from dssn.yaml_text import shown
 
 
 class Terms(NamedTuple):
@@ -53,8 +54,9 @@ def find(name, place):
     methods = all_methods()
     if not isinstance(name, str) or name not in methods:
         by_lower = {known.lower(): known for known in methods}
-        close = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
+        close = difflib.get_close_matches(name[:100].lower(), by_lower, n=1) \
+            if isinstance(name, str) else []
         hint = f" (did you mean '{by_lower[close[0]]}'?)" if close else ''
-        raise UserError(f"{place}: method = '{name}' is not known{hint}; allowed: "
+        raise UserError(f"{place}: method = {shown(name)} is not known{hint}; allowed: "
                         f"{', '.join(sorted(methods))}")
     return methods[name]

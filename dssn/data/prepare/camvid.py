@@ -34,7 +34,7 @@ def plan(args):
         names = [part + end for part in parts for end in ('', 'annot', '.txt')]
     require('--source', source, names, LAYOUT)
     lists = {part: [pair(source, locate(sample.image), locate(sample.mask))
-                    for sample in read_list(os.path.join(source, part + '.txt'))]
+                    for sample in read_list(os.path.join(source, part + '.txt'), allow_outside=True)]
              for part in parts}
     return Plan([source], lists, OFFICIAL, check if prepared else convert)
 

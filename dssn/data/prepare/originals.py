@@ -4,8 +4,8 @@ import glob
 import os
 
 import numpy as np
-from PIL import Image
 
+from dssn.data.files import opened
 from dssn.errors import UserError
 
 
@@ -58,7 +58,7 @@ def read_values(path, modes=('L', 'P')):
 @contextlib.contextmanager
 def _opened(path):
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             yield image
     except UserError:
         raise

@@ -1,0 +1,138 @@
+"""YAML from strangers: plain values only, bounded in size and depth, no key twice."""
+import re
+import reprlib
+
+import yaml
+
+from dssn.errors import UserError
+
+LARGEST = 2 ** 20  # bytes of a file
+DEEPEST = 20       # lists and mappings in one another
+MOST = 20_000      # values, each counted as often as aliases repeat it
+
+
+def read_mapping(path):
+    """The mapping in a YAML file (no code runs), with numbers like 1e-3 as numbers.
+
+    Raises:
+        UserError: it cannot be read, is not YAML, too large, or no mapping of words to values.
+    """
+    try:
+        with open(path, encoding='utf-8') as file:
+            text = file.read(LARGEST + 1)
+    except FileNotFoundError:
+        raise UserError(f'{path}: no such config file; name another one: those that come with the '
+                        'project are in configs/') from None
+    except (OSError, ValueError) as error:
+        raise UserError(f'{path}: cannot be read as a config file: {error}; give a text file in '
+                        'UTF-8') from None
+    if len(text) > LARGEST:
+        raise UserError(f'{path}: larger than {LARGEST} characters, which no config is; give a '
+                        "file of 'key: value' lines")
+    try:
+        content = parse(text)
+    except ValueError as error:
+        raise UserError(f'{path}: not valid YAML: {error}; correct the line') from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold 'key: value' lines, found {type(content).__name__}; "
+                        'write one key a line, such as `epochs: 80`')
+    for name in content:
+        if not isinstance(name, str):
+            raise UserError(f'{path}: key {shown(name)} is not a word; keys are names such as '
+                            'crop_size')
+    return content
+
+
+def parse(text):
+    """The value that YAML text stands for; a ValueError says in one line what is wrong with it."""
+    loader = None
+    try:
+        loader = _Loader(text)
+        return loader.get_single_data()
+    except RecursionError:
+        raise ValueError('lists or mappings too deep in one another') from None
+    except yaml.YAMLError as error:
+        text = ' '.join(str(error).split()).replace(' in "<unicode string>", line', ' at line')
+        raise ValueError(text) from None
+    except Exception as error:  # PyYAML on values that its tags do not allow raises almost anything
+        raise ValueError(f'a value that its type does not allow ({type(error).__name__}: '
+                         f'{" ".join(str(error).split())[:80]})') from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without two traps of its release 1.1: `1e-3` is a number, and `1_8` is text, not 18."""
+
+    depth = 0
+
+    def get_single_node(self):
+        node = super().get_single_node()
+        if node is not None:
+            self.expanded_size(node, {})
+        return node
+
+    def compose_node(self, parent, index):
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise yaml.composer.ComposerError(
+                None, None, f'more than {DEEPEST} lists or mappings in one another',
+                self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def expanded_size(self, node, known):
+        """Values in a node, each as often as aliases repeat it: a few lines can stand for 10^9."""
+        if id(node) in known:
+            if known[id(node)] is None:
+                raise yaml.composer.ComposerError(None, None, 'a value that contains itself',
+                                                  node.start_mark)
+            return known[id(node)]
+        known[id(node)] = None
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in parts for part in pair]
+        known[id(node)] = size = 1 + sum(self.expanded_size(part, known) for part in parts)
+        if size > MOST:
+            raise yaml.composer.ComposerError(
+                None, None, f'more than {MOST} values, aliases counted as what they repeat',
+                node.start_mark)
+        return size
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for name_node, _ in node.value:
+            if name_node.tag == 'tag:yaml.org,2002:merge':
+                raise yaml.constructor.ConstructorError(
+                    None, None, "'<<' merges are not read; write the keys out",
+                    name_node.start_mark)
+            name = self.construct_object(name_node, deep=True)
+            if isinstance(name, str) and name in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key '{name}' appears twice", name_node.start_mark)
+            if isinstance(name, str):
+                seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    'tag:yaml.org,2002:float',
+    re.compile(r'[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$'), list('-+0123456789.'))
+for _digit in '0123456789':  # before the rule for numbers
+    _Loader.yaml_implicit_resolvers[_digit].insert(
+        0, ('tag:yaml.org,2002:str', re.compile(r'[0-9]+_[0-9_]*$')))
+
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxlist, _short.maxtuple, _short.maxset, _short.maxdict = 4, 20, 20, 20, 20
+_short.maxstring = _short.maxother = _short.maxlong = 200
+
+
+def shown(value):
+    """A value for a message: one line, of bounded length whatever it is."""
+    try:
+        text = ' '.join(_short.repr(value).split())
+    except Exception:  # a number of more digits than Python writes
+        return f'a {type(value).__name__} too long to show'
+    return text if len(text) <= 400 else f'{text[:400]}...'
