@@ -4,7 +4,6 @@ A world of size 1 needs no process group: every function here is then the identi
 """
 import atexit
 import datetime
-import inspect
 import json
 import os
 import re
@@ -45,8 +44,9 @@ class World:
         model = self.prepare_teacher(model)
         if self.size == 1:
             return model
-        known = inspect.signature(DistributedDataParallel).parameters
-        options = {'static_graph': True} if static and 'static_graph' in known else {}
+        # PyTorch 2.0.0 has it too, but then refuses the second step of a run, which makes two passes:
+        # "your training graph has changed".
+        options = {'static_graph': True} if static and release() >= (2, 1) else {}
         # Two forward passes a step: buffers must not be overwritten between them.
         return DistributedDataParallel(
             model, device_ids=[self.local_rank] if self.device.type == 'cuda' else None,
@@ -177,7 +177,7 @@ def join(world):
     """
     backend = 'nccl' if world.device.type == 'cuda' else 'gloo'
     # Until PyTorch 2.2 NCCL keeps to the time only with this.
-    if backend == 'nccl' and tuple(map(int, torch.__version__.split('.')[:2])) < (2, 2):
+    if backend == 'nccl' and release() < (2, 2):
         os.environ.setdefault('NCCL_ASYNC_ERROR_HANDLING', '1')
     try:
         dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=TIMEOUT)
@@ -259,6 +259,11 @@ def cores_of_a_process(size, env=os.environ):
     elif 'SLURM_STEP_TASKS_PER_NODE' in env:  # such as 4(x2)
         size = int(re.match(r'\d+', env['SLURM_STEP_TASKS_PER_NODE']).group())
     return max(cores // size, 1)
+
+
+def release():
+    """PyTorch's, such as (2, 1)."""
+    return tuple(map(int, torch.__version__.split('.')[:2]))
 
 
 def unwrap(model):
