@@ -135,7 +135,7 @@ def test_what_is_planned_is_what_train_py_is_told(here):
     for run in planned():
         arguments, variables = grid.command(run, 29500)
         assert arguments[:4] == ['sh', 'scripts/train.sh', '1', '29500']
-        folder = '/'.join([variables[name] for name in ('exp_root', 'dataset', 'method', 'exp', 'split')])
+        folder = '{exp_root}/{dataset}/{method}/{exp}/{split}'.format(**variables)
         lists = 'splits/{dataset}/{split}/'.format(**variables)
         args = train.parse_arguments(
             ['--method', variables['method'], '--config', variables['config'], '--save-path',
@@ -274,7 +274,7 @@ def test_a_whole_experiment(here, capsys):
 
 def check_page(runs, capsys):
     """Every number of the page follows from the records."""
-    assert main(['page', 'experiments/mine.yaml', '--page', 'docs/results.md', '--images', '2']) == 0
+    assert main(['page', 'experiments/mine.yaml', '--images', '2']) == 0
     capsys.readouterr()
     with open('docs/results.md') as file:
         page = file.read()

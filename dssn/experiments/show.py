@@ -14,7 +14,7 @@ def add_arguments(parser):
     parser.add_argument('--out', default='exp', help='folder above all runs (default: %(default)s)')
     parser.add_argument('--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE',
                         dest='assignments', help='config keys of all runs whose method has them')
-    parser.add_argument('--commands', action='store_true', help='show what each run is started with')
+    parser.add_argument('--commands', action='store_true', help='show what starts each run')
 
 
 def run(args):
