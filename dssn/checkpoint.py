@@ -63,12 +63,14 @@ def save(path, content, keep=None):
             _keep(path, keep)
         os.replace(temporary, path)
         _sync_folder(os.path.dirname(path) or '.')
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, RuntimeError, zipfile.BadZipFile) as error:
+        # PyTorch's writer turns whatever interrupts it (a signal of a dead loader) into the second.
         try:
             os.remove(temporary)
         except OSError:
             pass
-        raise error if isinstance(error, OSError) else OSError(str(error)) from None
+        raise error if isinstance(error, OSError) else \
+            OSError(' '.join(str(error).split())) from None
 
 
 class _Target:

@@ -22,6 +22,9 @@ from dssn.errors import Stopped, UserError
 # 0 may need minutes alone, to look for the files of long lists on slow storage.
 TIMEOUT = datetime.timedelta(minutes=15)
 
+# PyTorch 2.0 takes the student's two passes a step for a change of the graph; 2.14 does not.
+STATIC_GRAPH = tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 14)
+
 
 class World:
     """This process's place: rank, local_rank, size, device."""
@@ -44,9 +47,7 @@ class World:
         model = self.prepare_teacher(model)
         if self.size == 1:
             return model
-        # PyTorch 2.0.0 has it too, but then refuses the second step of a run, which makes two passes:
-        # "your training graph has changed".
-        options = {'static_graph': True} if static and release() >= (2, 1) else {}
+        options = {'static_graph': True} if static and STATIC_GRAPH else {}
         # Two forward passes a step: buffers must not be overwritten between them.
         return DistributedDataParallel(
             model, device_ids=[self.local_rank] if self.device.type == 'cuda' else None,
@@ -177,7 +178,7 @@ def join(world):
     """
     backend = 'nccl' if world.device.type == 'cuda' else 'gloo'
     # Until PyTorch 2.2 NCCL keeps to the time only with this.
-    if backend == 'nccl' and release() < (2, 2):
+    if backend == 'nccl' and tuple(map(int, torch.__version__.split('.')[:2])) < (2, 2):
         os.environ.setdefault('NCCL_ASYNC_ERROR_HANDLING', '1')
     try:
         dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=TIMEOUT)
@@ -259,11 +260,6 @@ def cores_of_a_process(size, env=os.environ):
     elif 'SLURM_STEP_TASKS_PER_NODE' in env:  # such as 4(x2)
         size = int(re.match(r'\d+', env['SLURM_STEP_TASKS_PER_NODE']).group())
     return max(cores // size, 1)
-
-
-def release():
-    """PyTorch's, such as (2, 1)."""
-    return tuple(map(int, torch.__version__.split('.')[:2]))
 
 
 def unwrap(model):

@@ -55,8 +55,9 @@ class Logbook:
                             f'sha256 {known.sha256}\n' for role, known in self.lists.items())
             file.write(config_text)
         self._open_text()
+        if state or not step:  # not after a state from before it was noted
+            self.text.undo(state['bytes'] if state else 0)
         if state:
-            self.text.undo(state['bytes'])
             self.sums = {name: (total.to(self.world.device), count.to(self.world.device))
                          for name, (total, count) in state['sums'].items()}
             self.images = state['images']
@@ -88,7 +89,8 @@ class Logbook:
 
     def _open_board(self, step):
         from torch.utils.tensorboard import SummaryWriter
-        self.board = SummaryWriter(self.cfg.save_path, purge_step=step + 1 if step else None)
+        earlier = any('tfevents' in name for name in os.listdir(self.cfg.save_path))
+        self.board = SummaryWriter(self.cfg.save_path, purge_step=step + 1 if earlier else None)
 
     def _show(self, what, *args, **kwargs):
         """Call the writer of TensorBoard's files, until it fails."""

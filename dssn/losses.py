@@ -91,8 +91,7 @@ def standardise(logits):
     variance = centred.pow(2).sum(1, keepdim=True) / (logits.shape[1] - 1)
     # The mean of equal numbers may differ from them by a rounding: the logits themselves tell; and
     # the square of a small spread may be 0.
-    spread = (logits.max(1, keepdim=True).values > logits.min(1, keepdim=True).values) \
-        & (variance > 0)
+    spread = (logits.amax(1, keepdim=True) > logits.amin(1, keepdim=True)) & (variance > 0)
     # The square root's gradient at 0 is infinite, and stays so behind a torch.where on its
     # result: the variance itself must be replaced first.
     return centred / torch.where(spread, variance, torch.ones_like(variance)).sqrt(), spread

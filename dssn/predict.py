@@ -67,7 +67,9 @@ def read_image(folder, sample):
 
 
 def upright(image):
-    """The image as viewers turn it. (TIFFs come turned from Pillow, and say so no more.)"""
+    """The image as viewers turn it. Pillow turns TIFFs itself; the tag may stay, as in 9.5."""
+    if image.format == 'TIFF':
+        return image
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # damaged EXIF makes Pillow raise almost anything; viewers ignore it too

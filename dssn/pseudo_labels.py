@@ -26,7 +26,7 @@ def class_max(logits, gate=0.92, ratio=0.96):
     own pixels, which is then selected itself.)
     """
     prob = logits.softmax(1)
-    peak = prob.flatten(2).max(2).values                    # (N, C)
+    peak = prob.amax((2, 3))                                # (N, C)
     confidence, label = prob.max(1)                         # (N, H, W) both
     peak_of_label = peak.gather(1, label.flatten(1)).view_as(confidence)
     return (peak_of_label > gate) & (confidence > ratio * peak_of_label)

@@ -1,4 +1,5 @@
 """Signals that ask a run to stop, and what its processes agree on between two steps."""
+import multiprocessing
 import os
 import signal
 import sys
@@ -59,6 +60,16 @@ def leave_to_parent(*_):
     for name in NAMES:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def end_loaders():
+    """Kill what still loads data. When an error or a signal ends a process, Python sends SIGTERM
+    to its loaders and waits for them; they ignore it, and it would wait for ever."""
+    loaders = [child for child in multiprocessing.active_children() if child.daemon]
+    if loaders and hasattr(signal, 'SIGCHLD'):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's makes an error of their end
+    for loader in loaders:
+        loader.kill()
 
 
 class Agreement:

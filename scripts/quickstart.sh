@@ -3,6 +3,7 @@
 #   sh scripts/quickstart.sh [train.py arguments]
 
 set -e
+trap : INT # Ctrl-C: wait for training to save, then end with its status
 CDPATH='' cd -- "$(dirname -- "$0")/.."
 # shellcheck source=scripts/env.sh
 . scripts/env.sh

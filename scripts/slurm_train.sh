@@ -5,19 +5,13 @@
 #   dataset=pascal exp=resnet101 split=1_16 sh scripts/slurm_train.sh 4 29500 gpu
 #
 # It submits itself as a batch job and waits for it. Whatever else sbatch can be told by variables
-# reaches it: SBATCH_TIMELIMIT, SBATCH_ACCOUNT, SBATCH_QOS, SBATCH_EXCLUSIVE ...
+# reaches it: SBATCH_TIMELIMIT, SBATCH_ACCOUNT, SBATCH_QOS, SBATCH_EXCLUSIVE ... Training stops, saves
+# and is requeued SBATCH_SIGNAL=USR1@120 seconds before its time is up, or up to a minute earlier.
 
-# In the job Slurm runs a copy of this file, in the repository root: it starts the processes. Their
-# ranks come from Slurm alone, whatever launcher's variables came along with the environment.
+# In the job Slurm runs a copy of this file, in the repository root.
 if [ "${1-}" = --in-job ]; then
     shift
-    echo "slurm: job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, restart ${SLURM_RESTART_COUNT:-0}"
-    unset RANK WORLD_SIZE LOCAL_RANK
-    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}"
-    # srun's status is the highest: a process that is stopped because another failed counts as 1.
-    # shellcheck disable=SC2016
-    exec srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
-        sh -c 'trap : TERM; "$@"; status=$?; [ $status -ne 143 ] || status=1; exit $status' sh "$@"
+    exec "$1" scripts/slurm_job.py "$@"
 fi
 
 dataset=${dataset:-shapes}
@@ -55,6 +49,7 @@ per_node=$((num_gpu / nodes))
 gres=${gres-gpu:$per_node}
 command -v sbatch >/dev/null || fail 'no sbatch on the PATH: this needs Slurm; sh scripts/train.sh trains on one machine'
 
+export SBATCH_SIGNAL="${SBATCH_SIGNAL:-USR1@120}"
 new_log ''
 # A job that is requeued goes on in the same log. In its name sbatch would replace % and what follows.
 exec "$python" scripts/submit.py "$log" sbatch --wait --requeue --parsable --partition="$partition" \

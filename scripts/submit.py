@@ -29,15 +29,15 @@ def main(log_path, command):
     else:  # refused, and sbatch has said why
         sbatch.wait()
         os.remove(log_path)
-    if signals:
-        return 128 + signals[0]
-    status = sbatch.returncode if sbatch.returncode >= 0 else 128 - sbatch.returncode
-    if job:
-        state = state_of(job, clusters)
+    status = sbatch.returncode or 0  # it has none where we did not wait for it
+    if job and not signals:
+        state = state_of(job, clusters, signals)
         if state != "COMPLETED":
             show("job: %s %s\n" % (job, state))
             status = status or 1
-    return status
+    if signals:
+        return 128 + signals[0]
+    return status if status >= 0 else 128 - status
 
 
 def wait(sbatch, log_path, cancel, signals):
@@ -58,11 +58,21 @@ def wait(sbatch, log_path, cancel, signals):
         show(written)
 
 
-def state_of(job, clusters):
-    """How the job ended: sbatch --wait has 0 for one that was cancelled."""
-    found = subprocess.run(["scontrol"] + clusters + ["--oneliner", "show", "job", job], stdout=subprocess.PIPE)
-    state = re.search(r"\bJobState=(\S+)", found.stdout.decode("utf-8", "replace"))
-    return state.group(1) if state else "ended in a state that scontrol does not know"
+def state_of(job, clusters, signals, patience=600):
+    """How the job ended: sbatch --wait has 0 for one that was cancelled.
+
+    Slurm does not tell while it cleans up behind the job; that is waited for `patience` seconds.
+    """
+    end = time.time() + patience
+    while True:
+        found = subprocess.run(["scontrol"] + clusters + ["--oneliner", "show", "job", job],
+                               stdout=subprocess.PIPE)
+        state = re.search(r"\bJobState=(\S+)", found.stdout.decode("utf-8", "replace"))
+        if not state:
+            return "ended in a state that scontrol does not know"
+        if state.group(1) != "COMPLETING" or signals or time.time() > end:
+            return state.group(1)
+        time.sleep(0.5)
 
 
 def show(written):

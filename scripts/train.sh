@@ -77,4 +77,4 @@ sys.exit(not os.path.exists(os.path.join(os.path.dirname(u.find_spec("torch").or
 else
     set -- torch.distributed.launch --use_env "$@"
 fi
-exec "$python" scripts/logged.py "$log" "$python" -u -m "$@"
+exec "$python" scripts/logged.py --launcher "$log" "$python" -u -m "$@"

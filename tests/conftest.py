@@ -158,6 +158,16 @@ class Checkout:
             return file.read()
 
 
+def descendants(process):
+    """The ids of a process's children, their children and so on."""
+    table = subprocess.run(['ps', '-A', '-o', 'pid=', '-o', 'ppid='], stdout=subprocess.PIPE, check=True)
+    parents = [[int(word) for word in line.split()] for line in table.stdout.splitlines()]
+    found = [process]
+    for one in found:
+        found += [child for child, parent in parents if parent == one]
+    return found[1:]
+
+
 @pytest.fixture
 def tiny_checkout(tiny_world, tmp_path):
     """Factory of a `Checkout`; further keys go into the config file. Its processes end with the test."""
@@ -169,8 +179,12 @@ def tiny_checkout(tiny_world, tmp_path):
         return made[-1]
     yield make
     for process in [process for checkout in made for process in checkout.processes]:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        if process.poll() is None:  # the training is in a session of its own
+            for one in descendants(process.pid) + [process.pid]:
+                try:
+                    os.kill(one, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass  # it has ended by itself
         process.wait()
         process.stdout.close()
 

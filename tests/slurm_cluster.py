@@ -16,7 +16,8 @@ import tempfile
 import time
 
 PROGRAMS = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'srun', 'scontrol', 'scancel', 'sinfo')
-PARTITION = 'tests'
+# Jobs in URGENT take the nodes from jobs in PARTITION, which have GRACE seconds to leave.
+PARTITION, URGENT, GRACE = 'tests', 'urgent', 60
 
 # The nodes are called by loopback addresses, since training turns the first one's name into an address.
 CONF = '''
@@ -42,7 +43,7 @@ SchedulerParameters=sched_min_interval=0,batch_sched_delay=0
 JobRequeue=1
 # so that sbatch --wait looks every 2 seconds
 MinJobAge=5
-KillWait=2
+KillWait=10
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool.%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -51,7 +52,10 @@ SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.%n.log
 NodeName=127.0.0.1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4
 NodeName=127.0.0.2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=4
-PartitionName={partition} Nodes=ALL Default=YES MaxTime=10
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName={partition} Nodes=ALL Default=YES MaxTime=10 PriorityTier=1 GraceTime={grace}
+PartitionName={urgent} Nodes=ALL MaxTime=10 PriorityTier=2
 '''
 
 
@@ -85,6 +89,7 @@ class Cluster:
         os.mkdir(os.path.join(folder, 'state'))
         with open(os.path.join(folder, 'slurm.conf'), 'w') as file:
             file.write(CONF.format(folder=folder, ports=free_ports(3), partition=PARTITION,
+                                   urgent=URGENT, grace=GRACE,
                                    user=pwd.getpwuid(os.getuid()).pw_name))
         key = os.open(os.path.join(folder, 'munge.key'), os.O_WRONLY | os.O_CREAT, 0o600)
         os.write(key, os.urandom(1024))
@@ -101,7 +106,7 @@ class Cluster:
 
     def is_idle(self):
         """Whether both nodes are there, and nothing is left of any job on them."""
-        return self.run('sinfo', '-h', '-N', '-o', '%t').split() == ['idle'] * 2
+        return self.run('sinfo', '-h', '-N', '-p', PARTITION, '-o', '%t').split() == ['idle'] * 2
 
     def _daemon(self, *command):
         with open(os.path.join(self.folder, 'daemons.out'), 'a') as file:

@@ -1,15 +1,19 @@
 """Benchmarks: that both ways are timed alike and do the same; never how long they take."""
 import json
 import os
+import tempfile
+import time
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
+from test_distributed import launch
 
 from dssn.batch import STD, normalise
-from dssn.bench import evaluation, loader, memory, pictures, step, timing
+from dssn.bench import (computed, evaluation, growth, lists, loader, memory, parts, pictures, step,
+                        timing)
 from dssn.bench.__main__ import main
 from dssn.data import views
 from dssn.data.lists import read_list
@@ -109,11 +113,12 @@ def test_bench_step(tiny_world, tmp_path, capsys, method):
     with open(path) as file:
         result = json.load(file)
     assert {len(values) for values in result['seconds'].values()} == {2}
-    parts = result['parts']
-    assert set(parts) == set(step.PARTS)
-    used = set(step.PARTS) - ({'teacher forward', 'EMA'} if method == 'supervised' else set())
-    assert all(parts[part] > 0 for part in used)
-    assert all(parts[part] == 0 for part in set(parts) - used)
+    spent = result['parts']
+    assert set(spent) == set(parts.PARTS)
+    used = set(parts.PARTS) - ({'teacher forward', 'EMA'} if method == 'supervised' else set())
+    assert all(spent[part] > 0 for part in used)
+    assert all(spent[part] == 0 for part in set(spent) - used)
+    assert result['clock'] == 'wall' and 'step_over_alone' not in result
     assert result['peak_memory_mib'] > result['step_memory_mib'] > 0
 
 
@@ -122,7 +127,7 @@ def test_the_floor_makes_the_passes_of_a_step_and_changes_no_weight(tiny_world, 
     subject = step.Subject(tiny_world().load(batch_size=2, lean=lean), World())
     calls = [(network is subject.student, tuple(args[0].shape[:1]), kwargs.get('perturb', 0), grad)
              for network, args, kwargs, grad in subject.calls]
-    # Both weak views of the teacher, labeled and unlabeled with views, and the strong views.
+    # Both weak views by the teacher; labeled and unlabeled with views, then the strong views.
     assert calls == [(False, (4,), 0, False), (True, (4,), 2, True), (True, (4,), 0, True)]
     before = {name: p.clone() for name, p in subject.student.named_parameters()}
     subject.floor()
@@ -130,6 +135,51 @@ def test_the_floor_makes_the_passes_of_a_step_and_changes_no_weight(tiny_world, 
         assert torch.equal(parameter, before[name]) and parameter.grad is None
     subject.step()
     assert not torch.equal(subject.student.classifier.weight, before['classifier.weight'])
+
+
+def test_waiting_for_data_is_the_loaders_time(tiny_world, monkeypatch):
+    subject = step.Subject(tiny_world(workers=0).load(batch_size=2), World())
+    real = subject.load
+
+    def slowly(*args):
+        for batch in real(*args):
+            time.sleep(0.2)
+            yield batch
+    monkeypatch.setattr(subject, 'load', slowly)
+    assert subject.parts(2, (40, 30))['data wait'] > 0.2
+    # As many batches as are asked for, of images of that size at the config's crop.
+    with tempfile.TemporaryDirectory() as root:
+        batches = list(real(root, 3, (40, 30)))
+    assert len(batches) == 3
+    assert batches[0].u.weak.shape == subject.batch.u.weak.shape
+
+
+def test_processor_time_leaves_waiting_out(tiny_world, monkeypatch, tmp_path):
+    real, path = step.Subject.step, str(tmp_path / 'result.json')
+
+    def waits(subject, *args):
+        time.sleep(3)
+        return real(subject, *args)
+    monkeypatch.setattr(step.Subject, 'step', waits)
+    assert main(['step', '--config', tiny_world(device='cpu').config_path, '--bare', '--rounds',
+                 '1', '--processor-time', '--json', path]) == 0
+    with open(path) as file:
+        result = json.load(file)
+    assert result['clock'] == 'processor' and 0 < result['seconds']['step'][0] < 2
+
+
+def test_two_processes_tell_what_their_exchange_costs(tiny_world, tmp_path):
+    path, script = str(tmp_path / 'result.json'), tmp_path / 'bench.py'
+    script.write_text('from dssn.bench.__main__ import main\nfrom dssn.distributed import exit\n'
+                      'import sys\nexit(main(sys.argv[1:]))\n')
+    launch(script, 'step', '--config', tiny_world(workers=0).config_path, '--rounds', '2', '--json',
+           path)
+    with open(path) as file:
+        result = json.load(file)
+    assert result['processes'] == 2
+    assert set(result['seconds']) == {'step', 'floor', 'alone'}
+    assert result['step_over_alone'] == pytest.approx(
+        timing.ratio(result['seconds'], 'step', 'alone'))
 
 
 def test_a_random_batch_is_what_the_loader_gives(tiny_world):
@@ -174,6 +224,138 @@ def test_a_process_that_fails_is_named(tiny_world, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     assert main(['memory', '--config', tiny_world().config_path]) == 1
     assert 'crop_size=none: the process ended with 1' in capsys.readouterr().err
+
+
+# ---- memory by arithmetic
+
+COMPUTES = tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 2)
+computes = pytest.mark.skipif(not COMPUTES, reason='needs PyTorch 2.2')
+
+
+@computes
+def test_what_lives_at_the_same_time():
+    with computed.Living() as living:
+        a = torch.empty(1024, device='meta')              # 4 KiB
+        b = a.view(32, 32)                                # the same memory
+        c = a + 1                                         # 8 KiB
+        assert living.now == 8192
+        c.add_(1)
+        del a
+        assert living.now == 8192
+        del b
+        assert living.now == 4096
+        d = c.double()                                    # 12 KiB
+        del c
+        e = torch.empty(1, device='meta')                 # a block of the allocator
+        assert (living.now, living.peak) == (8192 + 512, 8192 + 4096)
+        del d, e
+    assert (living.now, living.peak) == (0, 8192 + 4096)
+
+
+@computes
+def test_activations_live_until_the_backward_pass():
+    with computed.Living() as living:
+        x = torch.empty(256, device='meta', requires_grad=True)
+        y = x
+        for _ in range(5):
+            y = y.exp()
+        assert living.now == 6 * 1024
+        y.sum().backward()
+        assert living.peak <= 6 * 1024 + 2 * 512 + 3 * 1024
+
+
+@computes
+def test_computed_memory_is_that_of_the_networks_and_what_they_keep(tiny_world):
+    world = tiny_world(batch_size=2)
+    cfg = world.load()
+    weights = sum(p.numel() for p in build_model(cfg).parameters()) * 4 / 2 ** 20
+    plain = computed.computed_peak(cfg)
+    assert plain > 4 * weights  # student, gradients, momenta, teacher
+    assert computed.computed_peak(world.load(crop_size=2 * cfg.crop_size)) > 2 * plain
+    for key, value in (('accumulate', 2), ('checkpoint_backbone', True), ('lean', True)):
+        assert computed.computed_peak(world.load(**{key: value})) < plain
+
+
+@computes
+def test_bench_memory_computed(tiny_world, tmp_path, capsys):
+    path = str(tmp_path / 'result.json')
+    assert main(['memory', '--config', tiny_world(batch_size=1).config_path, '--computed', '--json',
+                 path]) == 0
+    out = capsys.readouterr().out
+    assert '| plain | ' in out and 'seconds' not in out
+    with open(path) as file:
+        lines = json.load(file)['lines']
+    assert [line['keys'] for line in lines][:2] == [[], ['checkpoint_backbone=true']]
+    assert lines[-1]['step_memory_mib'] < lines[0]['step_memory_mib']
+
+
+def test_memory_that_cannot_be_computed(tiny_world, capsys):
+    assert main(['memory', '--config', tiny_world().config_path, '--computed', '--set',
+                 'amp=bf16']) == 1
+    message = capsys.readouterr().err
+    assert ('amp = bf16' if COMPUTES else 'needs PyTorch 2.2') in message
+
+
+# ---- growth
+
+def test_the_line_through_points():
+    assert timing.line_through([1, 2, 4], [5, 7, 11]) == pytest.approx((3, 2, 0))
+    base, slope, off = timing.line_through([0, 1, 2], [1, 1, 4])
+    assert (base, slope) == pytest.approx((0.5, 1.5))
+    assert off == pytest.approx(1.0)  # 2 where 1 was measured
+
+
+def test_growth_is_fitted_over_pixels(tiny_world, monkeypatch, tmp_path, capsys):
+    path = str(tmp_path / 'result.json')
+
+    def measure(args, keys):
+        crop = int(keys[0].split('=')[1])
+        return {'seconds': 1 + crop ** 2 / 1000, 'step_memory_mib': 50 + crop ** 2, 'machine': 'm'}
+    monkeypatch.setattr(growth, 'measure', measure)
+    assert main(['growth', '--config', tiny_world().config_path, '--over', 'crop_size', '--values',
+                 '30', '10', '20', '--json', path]) == 0
+    out = capsys.readouterr().out
+    assert '| 10 | 1.10 | 150 |' in out and '0.001 s for each pixel' in out
+    with open(path) as file:
+        result = json.load(file)
+    assert [line['value'] for line in result['lines']] == [10, 20, 30]
+    assert result['fits']['seconds'] == pytest.approx([1, 0.001, 0])
+    assert result['fits']['step_memory_mib'] == pytest.approx([50, 1, 0])
+
+
+def test_growth_measures_processes(tiny_world, monkeypatch, tmp_path):
+    path = str(tmp_path / 'result.json')
+    monkeypatch.chdir(ROOT)
+    assert main(['growth', '--config', tiny_world().config_path, '--over', 'crop_size', '--values',
+                 '33', '257', '--rounds', '1', '--json', path]) == 0
+    with open(path) as file:
+        small, large = json.load(file)['lines']
+    assert large['step_memory_mib'] > small['step_memory_mib'] > 0
+    assert large['seconds'] > small['seconds'] > 0
+
+
+def test_growth_needs_two_values(tiny_world, capsys):
+    assert main(['growth', '--config', tiny_world().config_path, '--over', 'nclass', '--values',
+                 '3', '3']) == 1
+    assert '--values: 3 alone' in capsys.readouterr().err
+
+
+def test_bench_lists(tiny_world, tmp_path, capsys, monkeypatch):
+    path, seen, real = str(tmp_path / 'result.json'), [], lists.quick_check
+
+    def check(cfg, labeled, unlabeled, val):
+        seen.append((len(labeled), len(unlabeled)))
+        return real(cfg, labeled, unlabeled, val)
+    monkeypatch.setattr(lists, 'quick_check', check)
+    assert main(['lists', '--config', tiny_world().config_path, '--lines', '200', '30', '--json',
+                 path]) == 0
+    assert seen == [(30, 30), (64, 200)]
+    with open(path) as file:
+        result = json.load(file)
+    assert [line['images'] for line in result['lines']] == [30, 200]
+    assert all(line[part] > 0 for line in result['lines'] for part in ('read', 'check', 'order'))
+    assert 'microseconds for each' in capsys.readouterr().out
+    assert main(['lists', '--config', tiny_world().config_path, '--lines', '5']) == 1
 
 
 # The loader.

@@ -201,17 +201,15 @@ def test_what_was_done_after_a_save_is_done_again_and_marked(tiny_world, steps):
     whole, again = world.save_path + 'whole', world.save_path + 'again'
     train(world.load(save_path=whole))
     interrupted(world.load(save_path=again), steps)
-    if steps >= 3:
-        at = read(again)['step']
-        assert at == max(place for place in (3, 4, 6) if place <= steps)
+    at = read(again)['step'] if steps >= 3 else 0
+    assert at == max(place for place in (0, 3, 4, 6) if place <= steps)
     train(world.load(save_path=again))
     assert_same_run(whole, again)
     assert log_lines(whole) == log_lines(again)
     assert_same_scalars(whole, again)
     with open(os.path.join(again, 'train.log')) as file:
         undone = [line for line in file if line.startswith('undone: ')]
-    expected = steps - at if steps >= 3 else 0
-    assert sum(' step ' in line and 'epoch' in line for line in undone) == expected
+    assert sum(' step ' in line and 'epoch' in line for line in undone) == steps - at
 
 
 def test_a_signal_while_evaluating_stops_there(tiny_world, monkeypatch):

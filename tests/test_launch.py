@@ -1,6 +1,7 @@
 """scripts/train.sh with real processes: several machines, and what is shown when one process fails."""
 import json
 import os
+import signal
 import time
 
 import pytest
@@ -75,3 +76,89 @@ def test_a_machine_that_fails_ends_the_other(tiny_checkout, port):
     assert 0 not in [node.returncode for node in nodes]
     assert 'rank 0 of 2: lost another process' in outputs[0]
     assert 'ZeroDivisionError' in outputs[1]
+
+
+# Where it is told to, rank 0 waits in the middle of a run until a signal has come.
+HOLD = ('import time; from dssn import engine; go_on = engine.Run.between_steps; '
+        'hold = lambda run: [open("held", "w").close()] + [time.sleep(0.02) for _ in range(3000) '
+        'if {until}]; '
+        'engine.Run.between_steps = lambda run: (run.step == int(os.environ.get("HOLD", -1)) and hold(run), '
+        'go_on(run))[1]')
+
+
+def start_and_hold(checkout, port, num_gpu, step):
+    """A training that waits before a step."""
+    held = os.path.join(checkout.root, 'held')
+    if os.path.exists(held):
+        os.remove(held)
+    process = checkout.start('train.sh', num_gpu, port, HOLD=str(step), SLURM_PROCID='0')
+    end = time.time() + 120
+    while not os.path.exists(held):
+        assert process.poll() is None and time.time() < end, process.communicate()[0]
+        time.sleep(0.05)
+    return process
+
+
+def end_of(process):
+    """(exit status, output)"""
+    output = process.communicate(timeout=120)[0]
+    print(output)  # whole, where a test fails
+    return process.returncode, output
+
+
+def final(checkout, exp):
+    """What a finished run has saved, as a flat {name: value}."""
+    def flat(value, name):
+        if isinstance(value, dict):
+            for key in value:
+                yield from flat(value[key], '{}/{}'.format(name, key))
+        elif isinstance(value, (list, tuple)):
+            for i, item in enumerate(value):
+                yield from flat(item, '{}/{}'.format(name, i))
+        else:
+            yield name, value
+    path = os.path.join(os.path.dirname(os.path.dirname(checkout.run)), exp, 'all/latest.pth')
+    saved = torch.load(path, map_location='cpu')
+    return {part: dict(flat(saved[part], '')) for part in ('model', 'teacher', 'optimizer')}
+
+
+@pytest.mark.parametrize('num_gpu', [1, 2])
+def test_a_training_that_signals_stop_goes_on_as_if_they_had_not(tiny_checkout, port, num_gpu):
+    checkout = tiny_checkout(epochs=2, batch_size=2 // num_gpu, workers=2 - num_gpu)
+    checkout.patch(0, HOLD.format(until='not run.signals.number'))
+    # Within an epoch, at the end of one, and where the next has begun.
+    for step, number in ((2, signal.SIGINT), (4, signal.SIGTERM), (5, signal.SIGUSR1)):
+        process = start_and_hold(checkout, port, num_gpu, step)
+        os.killpg(process.pid, number)  # as a terminal does
+        status, output = end_of(process)
+        assert status == 128 + number
+        # On several processes the next step, or the evaluation, has begun before all know.
+        assert 'stopped by {} '.format(number.name) in output
+        last = 'stopped by {}: exit status {}, whatever the launcher says'.format(number.name, status)
+        assert (output.splitlines()[-1] == last) is (num_gpu > 1)
+    for exp in 'drawn', 'undisturbed':
+        assert end_of(checkout.start('train.sh', num_gpu, port, exp=exp))[0] == 0
+    stopped, undisturbed = final(checkout, 'drawn'), final(checkout, 'undisturbed')
+    for part in undisturbed:
+        assert stopped[part].keys() == undisturbed[part].keys()
+        assert sum(isinstance(value, torch.Tensor) for value in undisturbed[part].values()) > 10
+        for name, value in undisturbed[part].items():
+            same = torch.equal if isinstance(value, torch.Tensor) else lambda a, b: a == b
+            assert same(stopped[part][name], value), (part, name)
+
+
+@pytest.mark.parametrize('num_gpu', [1, 2])
+def test_a_second_signal_ends_a_training_at_once(tiny_checkout, port, num_gpu):
+    checkout = tiny_checkout(epochs=1, batch_size=2 // num_gpu)
+    checkout.patch(0, HOLD.format(until='True'))
+    process = start_and_hold(checkout, port, num_gpu, 2)
+    process.send_signal(signal.SIGINT)
+    for line in process.stdout:
+        if 'stopping once the step is done' in line:
+            break
+    time.sleep(2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    status, output = end_of(process)
+    assert 'SIGTERM again: ended without saving' in output
+    assert status == 128 + signal.SIGTERM

@@ -277,6 +277,18 @@ def test_teacher_sees_weak_views(epoch, teacher_bn, batch_statistics):
         assert training == batch_statistics and not perturb and not grad
 
 
+@pytest.mark.parametrize('epoch', [0, 1])
+def test_teacher_is_done_before_the_student_begins(epoch):
+    # What its passes hold must not come on top of what the student's keep for the backward pass.
+    student, teacher, order = Recorder(1), ema.make_teacher(Recorder(2)), []
+    for name, model in (('student', student), ('teacher', teacher)):
+        model.register_forward_pre_hook(lambda *_, name=name: order.append(name))
+    method = DSSN(config())
+    method.start_step(epoch, 9, teacher)
+    method(student, teacher, *random_batch(2, 7, 9))
+    assert order == ['teacher'] * (2 if epoch == 0 else 1) + ['student'] * 2
+
+
 def test_selection_follows_the_mixing():
     # class_max takes a class's peak over the mixed image: not that of each image, pasted after.
     student, teacher, cfg = Recorder(1), ema.make_teacher(Recorder(2)), config()

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,25 +23,51 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="shell scripts")
 
 TRAIN = """
 import json, os, signal, sys, time
+LOADER = '''
+import signal, time
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+    signal.signal(number, lambda number, frame: print(int(number)))
+print("ready")
+time.sleep(60)
+'''
 print(json.dumps({"args": sys.argv[1:], "env": dict(os.environ), "cwd": os.getcwd()}))
 print("to stderr", file=sys.stderr)
 print("last line")
+if "SAVES" in os.environ:
+    open(os.path.join(sys.argv[sys.argv.index("--save-path") + 1], "latest.pth"), "w").close()
+if "KILLED" in os.environ:
+    os.kill(os.getpid(), int(os.environ["KILLED"]))
 if "sleep" in sys.argv:
-    def stop(number, frame):
-        print("got signal", int(number))
-        sys.exit(5)
-    signal.signal(signal.SIGTERM, stop)
+    import subprocess
+    loader = subprocess.Popen([sys.executable, "-Suc", LOADER], stdout=subprocess.PIPE)
+    loader.stdout.readline()
+    got = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda number, frame: [got.append(int(number)), print("got signal", int(number))])
     print("ready")
-    time.sleep(30)
+    end = time.time() + 30
+    while len(got) < int(os.environ.get("SIGNALS", 1)) and time.time() < end:
+        time.sleep(0.05)
+    loader.kill()
+    print("the loader got", loader.stdout.read().decode().split())
+    sys.exit(int(os.environ.get("STATUS") or 128 + got[0]))
 sys.exit(int(os.environ.get("STATUS", 0)))
 """
 
+# One process of the training, however many are asked for. Words and exit status are those of the real ones.
 LAUNCHER = """
-import os, runpy, sys
+import os, subprocess, sys, time
 own = sys.argv.index("train.py")
 print("launcher", os.path.basename(__file__), *sys.argv[1:own])
-sys.argv = sys.argv[own:]
-runpy.run_path("train.py")
+time.sleep(float(os.environ.get("LAUNCH_AFTER", 0)))
+command = [sys.executable, "-S", "-u"] + sys.argv[own:]
+status = subprocess.call(command)
+if status and "launch.py" in __file__:
+    raise subprocess.CalledProcessError(status, command)
+elif status:
+    print("Failures:\\n  exitcode  : 143 (pid: 17)\\nRoot Cause (first observed failure):\\n  rank      : 0")
+    print("  exitcode  : %d (pid: 18)" % status)
+    sys.exit(1)
 """
 
 # Stand-ins for a Slurm that runs a job at once. A copy of the job's script runs, as there.
@@ -68,7 +95,7 @@ wait $!
 """,
     "srun": """#!/bin/sh
 for word; do echo "srun: $word"; done
-while [ "$1" != sh ]; do shift; done
+while case $1 in -*) ;; *) false ;; esac; do shift; done
 exec "$@"
 """,
     "scancel": """#!/bin/sh
@@ -76,12 +103,23 @@ echo "scancel $*"
 kill -- "-$(cat "$(dirname "$0")/job.pid")"
 """,
     "scontrol": """#!/bin/sh
-echo "JobId=17 JobState=${STATE-COMPLETED} Reason=None"
+folder=$(dirname "$0")
+if [ "$1" = requeue ]; then
+    echo "$2" >>"$folder/requeued"
+    [ -z "${NO_REQUEUE-}" ] || { echo "slurm_requeue error: $NO_REQUEUE"; exit 1; }
+elif [ -n "${SLURM_JOB_ID-}" ]; then  # the job asks
+    echo "JobId=17 JobState=${JOB_STATE-RUNNING} Reason=None PreemptEligibleTime=2026 PreemptTime=${PREEMPTED-None}"
+elif [ -n "${CLEAN_UP-}" ] && [ ! -e "$folder/clean" ]; then
+    : >"$folder/clean"
+    echo "JobId=17 JobState=COMPLETING Reason=None"
+else
+    echo "JobId=17 JobState=${STATE-COMPLETED} Reason=None"
+fi
 """,
 }
 
-# The Python that makes .venv: its pip writes the dist-info folders of everything in the list,
-# or gives up half way while a file pip_fails is there.
+# The Python that makes .venv: its pip writes the dist-info folders of everything in the list (in
+# their names - is _), or gives up half way while a file pip_fails is there.
 BASE_PYTHON = """#!/bin/sh
 case "$*" in
 "-m venv "*) mkdir -p .venv/bin && cp "$0" .venv/bin/python && echo made ;;
@@ -90,8 +128,9 @@ case "$*" in
     for list; do :; done
     mkdir -p .venv/site
     for pin in $(grep == "$list"); do
-        mkdir -p ".venv/site/${pin%%%%==*}-${pin##*==}.dist-info"
-        echo "Version: ${pin##*==}" >".venv/site/${pin%%%%==*}-${pin##*==}.dist-info/METADATA"
+        folder=.venv/site/$(echo "${pin%%%%==*}" | tr - _)-${pin##*==}.dist-info
+        mkdir -p "$folder"
+        echo "Version: ${pin##*==}" >"$folder/METADATA"
     done
     [ ! -e pip_fails ] || exit 7
     echo "installed $list" ;;
@@ -243,7 +282,7 @@ def test_threads_are_shared_among_several_processes_only(world, port):
 
 def test_several_processes_are_launched_by_the_launcher_that_is_there(world, port):
     result = world.run("train.sh", 2, port, "extra", STATUS="3")
-    assert result.status == 3, result.err
+    assert result.status == 1, result.err
     words = "--nnodes 1 --nproc_per_node 2 --master_port %d" % port
     assert world.log().name[15:] == ".log"
     assert "launcher launch.py --use_env " + words in result.out.splitlines()
@@ -343,40 +382,114 @@ def test_a_folder_that_cannot_be_made_is_one_error(world, port):
     assert len(result.err.splitlines()) == 1
 
 
-def start_and_wait(world, num_gpu, port):
-    process = world.start("train.sh", num_gpu, port, "sleep")
+LAUNCHERS = [(1, None), (2, "launch.py"), (2, "run.py")]
+
+
+def start_and_wait(world, num_gpu, port, launcher=None, **environment):
+    if launcher == "run.py":
+        write(world.active / "site" / "torch" / "distributed" / "run.py", LAUNCHER)
+    process = world.start("train.sh", num_gpu, port, "sleep", **environment)
     for line in process.stdout:
         if line == "ready\n":
             return process
     raise AssertionError(process.stderr.read())
 
 
-@pytest.mark.parametrize("num_gpu", [1, 2])
-def test_a_signal_to_the_script_reaches_the_training(world, port, num_gpu):
-    process = start_and_wait(world, num_gpu, port)
+@pytest.mark.parametrize("num_gpu, launcher", LAUNCHERS)
+@pytest.mark.parametrize("number, passed_on", [
+    (signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGTERM), (signal.SIGUSR1, signal.SIGUSR1),
+    (signal.SIGHUP, signal.SIGTERM)])
+def test_a_signal_reaches_the_training_alone_and_is_the_exit_status(world, port, num_gpu, launcher, number, passed_on):
+    process = start_and_wait(world, num_gpu, port, launcher)
+    os.killpg(process.pid, number)  # as a terminal does
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 128 + passed_on
+    assert out.splitlines()[:2] == ["got signal %d" % passed_on, "the loader got []"]
+    assert world.log().read_text().endswith(out)
+    last = "stopped by %s: exit status %d, whatever the launcher says" % (passed_on.name, 128 + passed_on)
+    assert (out.splitlines()[-1] == last) is (launcher is not None)
+
+
+@pytest.mark.parametrize("num_gpu, launcher", LAUNCHERS)
+def test_a_second_signal_reaches_the_training_too(world, port, num_gpu, launcher):
+    process = start_and_wait(world, num_gpu, port, launcher, SIGNALS="2")
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "got signal 2\n"
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=10)
-    assert process.returncode == 5
-    assert out == "got signal %d\n" % signal.SIGTERM
-    assert world.log().read_text().endswith(out)
+    out, _ = process.communicate(timeout=30)
+    assert (process.returncode, out.splitlines()[0]) == (130, "got signal 15")
 
 
-def test_ctrl_c_stops_the_training_and_its_last_words_are_logged(world, port):
-    process = start_and_wait(world, 1, port)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    out, _ = process.communicate(timeout=10)
-    assert process.returncode == 128 + signal.SIGINT
-    assert out.endswith("KeyboardInterrupt\n")
-    assert world.log().read_text().endswith(out)
+@pytest.mark.parametrize("num_gpu, launcher", LAUNCHERS)
+def test_a_training_that_fails_after_a_signal_keeps_its_own_status(world, port, num_gpu, launcher):
+    process = start_and_wait(world, num_gpu, port, launcher, STATUS="7")
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == (1 if launcher else 7)
+    assert "stopped by" not in out
+
+
+def test_a_signal_waits_for_a_launcher_to_launch(world, port):
+    process = world.start("train.sh", 2, port, "sleep", LAUNCH_AFTER="2")
+    for line in process.stdout:
+        if line.startswith("launcher"):
+            break
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGUSR1
+
+
+def test_a_launcher_that_does_not_launch_is_ended(world, port):
+    process = world.start("train.sh", 2, port, LAUNCH_AFTER="60")
+    for line in process.stdout:
+        if line.startswith("launcher"):
+            break
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_what_a_background_job_ignores_stays_ignored(world, port):
+    script = write(world.root / "scripts" / "background.sh",
+                   "trap '' INT HUP; exec sh \"$(dirname \"$0\")/train.sh\" \"$@\"\n")
+    process = world.start(script.name, 1, port, "sleep")
+    for line in process.stdout:
+        if line == "ready\n":
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signal.SIGHUP)
+    process.send_signal(signal.SIGUSR1)
+    out, _ = process.communicate(timeout=30)
+    assert (process.returncode, out.splitlines()[0]) == (128 + signal.SIGUSR1, "got signal 10")
 
 
 def test_the_training_outlives_its_terminal(world, port):
     process = start_and_wait(world, 1, port)
     process.stdout.close()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=10) == 5
+    assert process.wait(timeout=30) == 128 + signal.SIGTERM
     process.stderr.close()
-    assert world.log().read_text().endswith("got signal %d\n" % signal.SIGTERM)
+    assert "got signal %d\n" % signal.SIGTERM in world.log().read_text()
+
+
+def test_children_are_found_without_a_proc_file_system(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import logged
+    parents = [subprocess.Popen(["sh", "-c", "sleep 30 & wait"], start_new_session=True) for _ in range(2)]
+    try:
+        end = time.time() + 20
+        while not all(logged.children(parent.pid) for parent in parents) and time.time() < end:
+            time.sleep(0.1)
+        found = [logged.children(parent.pid) for parent in parents]
+        assert [len(one) for one in found] == [1, 1] and found[0] != found[1]
+        assert {parent.pid for parent in parents} <= set(logged.children(os.getpid()))
+        if shutil.which("ps"):
+            monkeypatch.setattr(logged.os.path, "exists", lambda path: False)
+            assert [logged.children(parent.pid) for parent in parents] == found
+    finally:
+        for parent in parents:
+            os.killpg(parent.pid, signal.SIGKILL)
+            parent.wait()
 
 
 # slurm_train.sh
@@ -428,9 +541,60 @@ def test_a_launchers_variables_do_not_reach_the_processes(world, port):
     assert env["OMP_NUM_THREADS"] == "3"
 
 
-def test_a_process_that_slurm_stops_does_not_hide_the_status_of_the_one_that_failed(world, port):
-    assert slurm(world, 1, port, "gpu", STATUS="143").status == 1
-    assert slurm(world, 1, port, "gpu", STATUS="137").status == 137
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 1), (signal.SIGKILL, 137)])
+def test_a_process_that_slurm_stops_does_not_hide_the_status_of_the_one_that_failed(world, port, number, status):
+    assert slurm(world, 1, port, "gpu", KILLED=str(int(number))).status == status
+
+
+PREEMPTED = "2026-11-25T08:33:24"
+
+
+@pytest.mark.parametrize("environment, requeued", [
+    (dict(STATUS="138", SAVES=""), True),
+    (dict(STATUS="138"), False),
+    (dict(STATUS="138", SAVES="", JOB_STATE="COMPLETING"), False),
+    (dict(STATUS="143", SAVES=""), False),
+    (dict(STATUS="143", SAVES="", PREEMPTED=PREEMPTED), True),
+    (dict(STATUS="143", PREEMPTED=PREEMPTED), True),
+    (dict(STATUS="143", SAVES="", PREEMPTED=PREEMPTED, JOB_STATE="CANCELLED"), False),
+    (dict(KILLED="15", PREEMPTED=PREEMPTED), True),
+    (dict(STATUS="0", SAVES="", PREEMPTED=PREEMPTED), False),
+    (dict(STATUS="1", SAVES=""), False),
+])
+def test_a_job_that_stops_because_it_must_leave_is_requeued(world, port, environment, requeued):
+    result = slurm(world, 1, port, "gpu", **environment)
+    assert result.status == (1 if "KILLED" in environment else int(environment["STATUS"]))
+    assert (world.root.parent / "bin" / "requeued").exists() is requeued
+    assert ("slurm: the job is requeued, and training goes on" in result.out.splitlines()) is requeued
+    nothing_saved = environment == dict(STATUS="138")
+    assert ("nothing was saved since the job started, so it is not requeued" in result.out) is nothing_saved
+
+
+def test_a_job_that_saves_over_an_earlier_state_has_saved(world, port):
+    write(world.root / "exp/shapes/DSSN/resnet18/20/latest.pth", "")
+    assert "not requeued" in slurm(world, 1, port, "gpu", STATUS="138").out
+    assert not (world.root.parent / "bin" / "requeued").exists()
+    assert slurm(world, 1, port, "gpu", STATUS="138", SAVES="").status == 138
+    assert (world.root.parent / "bin" / "requeued").read_text() == "17\n"
+
+
+def test_a_requeue_that_slurm_refuses_is_told(world, port):
+    result = slurm(world, 1, port, "gpu", STATUS="138", SAVES="", NO_REQUEUE="Job is not requeueable")
+    assert result.status == 138
+    assert result.out.splitlines()[-1] == (
+        "slurm: it is not: slurm_requeue error: Job is not requeueable; the same command goes on")
+
+
+@pytest.mark.parametrize("given, expected", [(None, "USR1@120"), ("USR1@600", "USR1@600")])
+def test_slurm_is_asked_for_a_signal_before_the_time_is_up(world, port, given, expected):
+    assert slurm(world, 1, port, "gpu", SBATCH_SIGNAL=given).train["env"]["SBATCH_SIGNAL"] == expected
+
+
+@pytest.mark.parametrize("state, status", [("COMPLETED", 0), ("FAILED", 3)])
+def test_a_job_is_judged_once_slurm_has_cleaned_up(world, port, state, status):
+    result = slurm(world, 1, port, "gpu", CLEAN_UP="1", STATE=state, STATUS=str(status))
+    assert result.status == status
+    assert "COMPLETING" not in result.out
 
 
 @pytest.mark.parametrize("state, status", [("CANCELLED", "0"), ("TIMEOUT", "0"), ("FAILED", "4")])
@@ -581,7 +745,7 @@ def test_an_interrupted_set_up_is_completed(bare):
 
 
 @needs_new_python
-def test_test_sh_adds_only_pytest_to_a_complete_venv(bare):
+def test_test_sh_adds_only_its_own_list_to_a_complete_venv(bare):
     assert bare.source("set_up_python").status == 0
     result = bare.run("test.sh", "-k", "two words")
     assert result.status == 0, result.err
@@ -660,6 +824,18 @@ def test_quickstart_takes_another_port_and_stops_at_a_failure(world):
     result = quickstart(world, EVAL_STATUS="4")
     assert result.status == 4
     assert "mIoU" not in result.out
+
+
+def test_quickstart_waits_for_a_training_that_ctrl_c_stops(world):
+    write(world.root / "dssn" / "__init__.py", "")
+    write(world.root / "dssn" / "data.py", "")
+    process = world.start("quickstart.sh", "sleep")
+    for line in process.stdout:
+        if line == "ready\n":
+            break
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert process.wait(timeout=30) == 128 + signal.SIGINT
+    assert process.communicate()[0].startswith("got signal 2\n")
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")

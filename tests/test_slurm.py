@@ -9,7 +9,7 @@ import time
 import pytest
 import yaml
 
-from slurm_cluster import PARTITION, CannotStart, Cluster
+from slurm_cluster import PARTITION, URGENT, CannotStart, Cluster
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 pytestmark = pytest.mark.skipif(os.name != 'posix', reason='shell scripts')
@@ -40,7 +40,7 @@ def submit(cluster, tiny_checkout, port):
 
 def finish(process):
     """(exit status, lines of output)"""
-    output = process.communicate(timeout=80)[0]
+    output = process.communicate(timeout=150)[0]
     print(output)  # whole, where a test fails
     return process.returncode, output.splitlines()
 
@@ -54,7 +54,7 @@ def job_of(process):
 
 
 def wait_for(condition):
-    end = time.time() + 60
+    end = time.time() + 120
     while not condition():
         assert time.time() < end
         time.sleep(0.1)
@@ -89,35 +89,104 @@ def test_a_process_that_fails_ends_the_job_with_its_status(submit, code, expecte
     checkout, process = submit(patch=(1, 'from dssn import errors, update; update.seed_step = lambda *_: ' + code))
     status, output = finish(process)
     assert status == expected, output
-    errors = [line for line in output if line.startswith('train.py: error: ') or 'task 1: Exited' in line]
-    assert words in errors[0]
+    if words.startswith('train.py: error: '):
+        assert next(line for line in output if line.startswith('train.py: error: ')).startswith(words)
+    else:  # srun says it, before or after the other has lost it
+        assert any(words in line for line in output)
+        assert all('lost another process' in line for line in output if line.startswith('train.py: error: '))
     assert output[-1].endswith(' FAILED')
     assert not os.path.exists(os.path.join(checkout.run, 'metrics.jsonl'))
 
 
-SLOW = (0, 'import time; from dssn import engine; save = engine.Run.save; '
-           'engine.Run.save = lambda *args: (save(*args), time.sleep(20 * (args[0].epoch == 1 and not '
-           'int(os.environ.get("SLURM_RESTART_COUNT", 0)))))')
+# In the first run rank 0 waits in front of a step until somebody has stopped it.
+HOLD = (0, 'import time; from dssn import engine; go_on = engine.Run.between_steps; '
+           'hold = lambda run: [open("held", "w").close()] + [time.sleep(0.05) for _ in range(2000) '
+           'if not run.signals.number]; '
+           'engine.Run.between_steps = lambda run: (run.step == 6 and not int(os.environ.get('
+           '"SLURM_RESTART_COUNT", 0)) and hold(run), go_on(run))[1]')
 
 
-def test_a_job_that_is_requeued_continues(cluster, submit):
-    checkout, process = submit(num_gpu=1, patch=SLOW, keys=dict(epochs=2))
+def hold(submit, num_gpu, **environment):
+    """(checkout, process, job) of a training that waits in its second epoch."""
+    checkout, process = submit(num_gpu, patch=HOLD, keys=dict(epochs=2, batch_size=2 // num_gpu), **environment)
     job = job_of(process)
-    wait_for(lambda: os.path.exists(os.path.join(checkout.run, 'latest.pth')))
-    assert cluster.run('scontrol', 'requeue', job) == ''
-    # Slurm holds a requeued job back for two minutes: in the second in which its credential was
-    # revoked, the node would refuse it. More than that second is not needed here.
+    wait_for(lambda: os.path.exists(os.path.join(checkout.root, 'held')))
+    return checkout, process, job
+
+
+def start_again(cluster, job):
+    """Has a requeued job start without delay.
+
+    Slurm holds it back for two minutes: in the second in which its credential was revoked, the node
+    would refuse it. More than that second is not needed here.
+    """
     wait_for(lambda: 'JobState=PENDING' in cluster.run('scontrol', 'show', 'job', job))
     wait_for(cluster.is_idle)
     time.sleep(2)
     cluster.run('scontrol', 'update', 'jobid=' + job, 'starttime=now')
+
+
+def continued(checkout, process, stop):
+    """Checks that a job has gone on from the step that it was stopped at; returns the steps saved then."""
     status, output = finish(process)
     assert status == 0, output
     log = read(checkout)
-    assert log.index('restart 0') < log.index('restart 1') < log.index('latest.pth: 1 of 2 epochs are done')
+    assert log.index('restart 0') < log.index(stop) < log.index('restart 1') < log.index('resuming ')
+    saved = log[log.index('latest.pth: '):].split()[1]
     records = [json.loads(line) for line in checkout.read('metrics.jsonl').splitlines()]
     assert [(record['kind'], record['epoch']) for record in records] == [
         ('evaluation', 1), ('evaluation', 2), ('summary', 2)]
+    # The log is shown to its end (the first lines were read before).
+    assert log.endswith('\n'.join(output) + '\n') and any(line.endswith(', restart 1') for line in output)
+    return saved
+
+
+def test_a_job_that_is_requeued_by_hand_continues(cluster, submit):
+    checkout, process, job = hold(submit, 1)
+    assert cluster.run('scontrol', 'requeue', job) == ''  # which sends SIGTERM, and SIGKILL later
+    start_again(cluster, job)
+    continued(checkout, process, 'SIGTERM: stopping')
+    assert 'the job is requeued' not in read(checkout)
+
+
+@pytest.mark.parametrize('num_gpu', [1, 2])
+def test_a_job_that_gets_sigusr1_requeues_itself_and_goes_on_from_its_step(cluster, submit, num_gpu):
+    checkout, process, job = hold(submit, num_gpu)
+    cluster.run('scancel', '--signal=USR1', job)
+    start_again(cluster, job)
+    # Two processes agree one step later.
+    assert continued(checkout, process, 'stopped by SIGUSR1 after step') == str(5 + num_gpu)
+    assert 'slurm: the job is requeued, and training goes on' in read(checkout).splitlines()
+
+
+def test_a_job_that_is_preempted_requeues_itself_and_goes_on_from_its_step(cluster, submit):
+    checkout, process, job = hold(submit, 2)
+    urgent = cluster.run('sbatch', '--parsable', '--partition=' + URGENT, '--nodes=2', '--exclusive',
+                         '--output=/dev/null', '--wrap=true').strip()
+    wait_for(lambda: 'JobState=PENDING' in cluster.run('scontrol', 'show', 'job', job))
+    wait_for(lambda: 'JobState=COMPLETED' in cluster.run('scontrol', 'show', 'job', urgent))
+    start_again(cluster, job)
+    assert continued(checkout, process, 'stopped by SIGTERM after step') == '7'
+    assert 'slurm: the job is requeued, and training goes on' in read(checkout).splitlines()
+
+
+def test_a_job_whose_time_is_up_requeues_itself_before(cluster, submit):
+    started = time.time()
+    checkout, process, job = hold(submit, 1)
+    # Between one minute and two are left: Slurm sends the signal when it next looks, every half minute.
+    minutes = int((time.time() - started) // 60) + 2
+    assert cluster.run('scontrol', 'update', 'jobid=' + job, 'timelimit={}'.format(minutes)) == ''
+    start_again(cluster, job)
+    assert continued(checkout, process, 'stopped by SIGUSR1 after step') == '6'
+
+
+def test_a_job_that_gets_sigterm_from_a_person_ends_saved_with_its_status(cluster, submit):
+    checkout, process, job = hold(submit, 2)
+    cluster.run('scancel', '--signal=TERM', job)
+    status, output = finish(process)
+    assert status == 128 + signal.SIGTERM
+    assert output[-1] == 'job: {} FAILED'.format(job)
+    assert any(line.startswith('stopped by SIGTERM after step 7') for line in output)
 
 
 @pytest.mark.parametrize('queued', [True, False])

@@ -1,6 +1,8 @@
 """`python -m dssn.bench step`: what a training step costs, by parts and beside its floor."""
+import dataclasses
 import resource
 import statistics
+import tempfile
 import time
 from collections import defaultdict
 
@@ -8,20 +10,23 @@ import torch
 
 from dssn import config, distributed, ema, methods, precision
 from dssn.batch import Batch, Labeled, Unlabeled
+from dssn.bench.parts import PARTS, TimedUpdate
+from dssn.bench.pictures import draw_list
 from dssn.bench.timing import interleaved, ratio, write_json
 from dssn.data.arguments import positive_number
+from dssn.data.loaders import TrainLoader
 from dssn.data.views import cutmix_box, generator
+from dssn.distributed import World
+from dssn.errors import UserError
 from dssn.logbook import Logbook, peak_memory
 from dssn.machine import machine
 from dssn.models import build_model
 from dssn.optim import build_optimizer
-from dssn.update import Update
 from dssn.watching import Watch
 
 # Past the warm-up and the first epoch: the whole objective, the teacher on running statistics.
 EPOCH, STEP, STEPS = 1000, 100000, 10 ** 6
-PARTS = ('move', 'teacher forward', 'student forward', 'losses', 'backward', 'optimizer', 'EMA',
-         'logging')
+DRAWN = 16  # images at most, that the loader's samples repeat
 
 
 def add_arguments(parser):
@@ -32,9 +37,10 @@ def add_arguments(parser):
 
 The floor is the bare forward and backward passes of the same networks at the same shapes: what no
 training program can go below without other passes. --compare times a second step, with further
-keys, in turns with the first. Parts are timed in rounds of their own; on a GPU each then waits for
-the one before. Loading is left out: see `bench loader`. Under torchrun the step exchanges
-gradients, the floor does not.
+keys, in turns with the first. Parts are timed in rounds of their own, whose batches the config's
+loader makes of drawn images; on a GPU each part then waits for the one before. Everywhere else the
+batch is there already. Under torchrun the step exchanges gradients, the floor does not, and the
+same step of each process for itself takes turns with them: `step / alone` is what DDP costs.
     """
     parser.add_argument('--config', required=True, help='YAML file of the experiment')
     parser.add_argument('--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE',
@@ -43,6 +49,12 @@ gradients, the floor does not.
                         help='time a second step that has these keys too')
     parser.add_argument('--rounds', type=positive_number, default=10,
                         help='times that the steps and the floor take turns (default: %(default)s)')
+    parser.add_argument('--size', type=positive_number, nargs=2, default=[480, 360],
+                        metavar=('WIDTH', 'HEIGHT'),
+                        help='of the images drawn for `data wait` (default: 480 360)')
+    parser.add_argument('--processor-time', action='store_true',
+                        help="time the process's own work, summed over threads, not the clock: "
+                             'other programs on the machine then count little (CPU only)')
     parser.add_argument('--bare', action='store_true',
                         help='time nothing but the step, so that peak memory is its alone')
     parser.add_argument('--json', metavar='FILE', help='write the result for programs')
@@ -51,26 +63,33 @@ gradients, the floor does not.
 def run(args):
     cfg = config.load(args.config, None, args.assignments)
     with distributed.start(cfg.device) as world:
+        if args.processor_time and world.device.type == 'cuda':
+            raise UserError('--processor-time: a GPU works on a clock of its own; leave it out')
         before = resident()
         first = Subject(cfg, world)
         ways = {'step': first.step}
         if not args.bare:
             ways['floor'] = first.floor
+        if world.size > 1 and not args.bare:
+            ways['alone'] = Subject(cfg, World(world.rank, world.local_rank, 1,
+                                               world.device)).step
         if args.compare:
             changed = config.load(args.config, None, args.assignments + args.compare)
             second = Subject(changed, world)
             ways['compared'] = second.step
-        seconds = interleaved(ways, args.rounds, world.device)
-        parts = {} if args.bare else first.parts(args.rounds)
+        seconds = interleaved(ways, args.rounds, world.device,
+                              time.process_time if args.processor_time else None)
+        parts = {} if args.bare else first.parts(args.rounds, args.size)
         peak = peak_memory(world.device)
         found = {
             'machine': machine(world.device), 'config': config.to_dict(cfg), 'seconds': seconds,
+            'clock': 'processor' if args.processor_time else 'wall',
             'parts': parts, 'peak_memory_mib': peak,
             'step_memory_mib': peak if world.device.type == 'cuda' else round(peak - before, 1),
             'processes': world.size,
         }
-        if not args.bare:
-            found['step_over_floor'] = ratio(seconds, 'step', 'floor')
+        for other in {'floor', 'alone'} & set(ways):
+            found[f'step_over_{other}'] = ratio(seconds, 'step', other)
         if args.compare:
             found.update(compared=args.compare,
                          compared_over_step=ratio(seconds, 'compared', 'step'))
@@ -92,6 +111,8 @@ def resident():
 class Subject:
     """Networks, random batch and update of a config."""
 
+    update_class = TimedUpdate
+
     def __init__(self, cfg, world):
         self.cfg, self.world = cfg, world
         precision.check(cfg, world.device)
@@ -106,16 +127,16 @@ class Subject:
             network.to(world.device)
         wrapped = world.prepare_student(self.student, static=cfg.accumulate == 1)
         self.batch = random_batch(cfg, method.uses_unlabeled)
-        self.update = TimedUpdate(cfg, world, method(cfg), wrapped, self.teacher,
-                                  build_optimizer(self.student, cfg.lr, cfg.lr_multi), cfg.lr,
-                                  STEPS)
+        self.update = self.update_class(cfg, world, method(cfg), wrapped, self.teacher,
+                                        build_optimizer(self.student, cfg.lr, cfg.lr_multi),
+                                        cfg.lr, STEPS)
         self.log = Logbook(cfg, world, STEPS)
         self.watch = Watch(cfg, world, self.log, [] if method.uses_unlabeled else None)
         self.student.train()
         self.calls = self.record()
 
-    def step(self):
-        batch, terms, loss, lr = self.update(self.batch, EPOCH, STEP)
+    def step(self, batch=None):
+        batch, terms, loss, lr = self.update(batch or self.batch, EPOCH, STEP)
         with self.update.clock('logging'):
             self.log.step(EPOCH, STEP, terms, loss, lr, len(batch.x.weak))
             self.watch.step(EPOCH, STEP, terms, batch)
@@ -148,78 +169,38 @@ class Subject:
         for parameter in self.student.parameters():
             parameter.grad = None
 
-    def parts(self, rounds):
-        """{part: median seconds} over some steps."""
+    def parts(self, rounds, size):
+        """{part: median seconds} over some steps, on batches of drawn images of a size."""
         handles = [handle for name, network in (('student', self.student), ('teacher', self.teacher))
                    if network is not None for handle in self.update.watch(name, network)]
         found = defaultdict(list)
-        for _ in range(rounds):
-            self.update.spent = defaultdict(float)
-            self.step()
-            spent = self.update.spent
-            spent['losses'] = spent.pop('gradients') - sum(
-                spent[part] for part in ('student forward', 'teacher forward', 'backward'))
-            for part in PARTS:
-                found[part].append(spent[part])
+        with tempfile.TemporaryDirectory() as root:
+            batches = self.load(root, rounds + 1, size)
+            self.step(next(batches))  # while the loader starts
+            for _ in range(rounds):
+                self.update.spent = defaultdict(float)
+                with self.update.clock('data wait'):
+                    batch = next(batches)
+                self.step(batch)
+                spent = self.update.spent
+                spent['losses'] = spent.pop('gradients') - sum(
+                    spent[part] for part in ('student forward', 'teacher forward', 'backward'))
+                for part in PARTS:
+                    found[part].append(spent[part])
+                self.update.spent = None
         for handle in handles:
             handle.remove()
-        self.update.spent = None
         return {part: statistics.median(values) for part, values in found.items()}
 
-
-class TimedUpdate(Update):
-    """An update that can tell where its time goes."""
-
-    spent = None  # {part: seconds} while parts are timed
-
-    def clock(self, part):
-        return Clock(self, part)
-
-    def move(self, batch):
-        with self.clock('move'):
-            return super().move(batch)
-
-    def gradients(self, batch, step):
-        with self.clock('gradients'):
-            return super().gradients(batch, step)
-
-    def backward(self, loss, is_last):
-        with self.clock('backward'):
-            super().backward(loss, is_last)
-
-    def optimize(self):
-        with self.clock('optimizer'):
-            return super().optimize()
-
-    def average(self):
-        with self.clock('EMA'):
-            super().average()
-
-    def watch(self, name, network):
-        """Hooks that time a network's passes; with `checkpoint_backbone` the first ones alone."""
-        clock = self.clock(f'{name} forward')
-        return [network.register_forward_pre_hook(lambda *_: clock.__enter__() and None),
-                network.register_forward_hook(lambda *_: clock.__exit__())]
-
-
-class Clock:
-    """Adds the seconds between its ends to a part, if parts are timed."""
-
-    def __init__(self, update, part):
-        self.update, self.part = update, part
-
-    def now(self):
-        if self.update.world.device.type == 'cuda':
-            torch.cuda.synchronize(self.update.world.device)
-        return time.perf_counter()
-
-    def __enter__(self):
-        if self.update.spent is not None:
-            self.start = self.now()
-
-    def __exit__(self, *_):
-        if self.update.spent is not None:
-            self.update.spent[self.part] += self.now() - self.start
+    def load(self, root, steps, size):
+        """An iterator over `steps` batches of the config's loader, from images drawn into `root`."""
+        rows = steps * self.cfg.batch_size * self.world.size
+        drawn = draw_list(root, min(rows, DRAWN), size, self.cfg.nclass)
+        samples = [drawn[i % len(drawn)] for i in range(rows)]
+        cfg = dataclasses.replace(self.cfg, data_root=root)
+        loader = TrainLoader(cfg, samples, samples if self.batch.u is not None else None,
+                             self.world.rank, self.world.size, self.world.device.type == 'cuda')
+        return loader.batches(0)
 
 
 def random_batch(cfg, with_unlabeled):
@@ -246,12 +227,14 @@ def random_batch(cfg, with_unlabeled):
 def report(cfg, found):
     print(found['machine'])
     print(f'{cfg.method}, {cfg.backbone}, crop {cfg.crop_size}, {cfg.nclass} classes, batch '
-          f'{cfg.batch_size} and {cfg.batch_size}, processes: {found["processes"]}; medians of {len(found["seconds"]["step"])} rounds')
+          f'{cfg.batch_size} and {cfg.batch_size}, processes: {found["processes"]}; medians of '
+          f'{len(found["seconds"]["step"])} rounds, {found["clock"]} time')
     for name, values in found['seconds'].items():
         extra = f' with {" ".join(found["compared"])}' if name == 'compared' else ''
         print(f'{name:<16} {statistics.median(values):8.3f} s{extra}')
-    if 'step_over_floor' in found:
-        print(f"step / floor: {found['step_over_floor']:.3f}")
+    for other in ('floor', 'alone'):
+        if f'step_over_{other}' in found:
+            print(f"step / {other}: {found[f'step_over_{other}']:.3f}")
     if 'compared' in found:
         print(f"compared / step: {found['compared_over_step']:.3f}")
     images = cfg.batch_size / statistics.median(found['seconds']['step'])

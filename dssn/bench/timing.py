@@ -41,3 +41,12 @@ def write_json(path, content):
             json.dump(content, file, indent=1)
     except OSError as error:
         raise UserError(f'--json {path}: cannot be written ({error.strerror})') from None
+
+
+def line_through(x, y):
+    """(y at 0, slope, largest relative distance) of the least-squares line through points."""
+    mean_x, mean_y = statistics.mean(x), statistics.mean(y)
+    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y)) \
+        / sum((a - mean_x) ** 2 for a in x)
+    base = mean_y - slope * mean_x
+    return base, slope, max(abs(base + slope * a - b) / abs(b) for a, b in zip(x, y) if b)

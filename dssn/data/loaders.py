@@ -1,4 +1,5 @@
 """The order in which training sees its samples, and the loaders that follow it."""
+import atexit
 import functools
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from dssn.data.datasets import Draw, EvalSet, Replaced, TrainSet
 from dssn.data.views import generator
 from dssn.distributed import cores_of_a_process
 from dssn.errors import UserError
-from dssn.stopping import leave_to_parent
+from dssn.stopping import end_loaders, leave_to_parent
 
 # Names of the orders in the random numbers, beside the names of the views in datasets.py.
 LABELED_ORDER, UNLABELED_ORDER, PARTNER_SHIFT = 100, 101, 102
@@ -168,6 +169,8 @@ def processes(workers):
     """The arguments of a DataLoader with so many worker processes."""
     if workers == 0:
         return {}
+    atexit.unregister(end_loaders)
+    atexit.register(end_loaders)  # what is registered last runs first: before Python waits
     return {'num_workers': workers, 'prefetch_factor': AHEAD, 'worker_init_fn': prepare_worker}
 
 
