@@ -47,6 +47,8 @@ def criterion_default():
 @dataclass(frozen=True)
 class Config:
     """The keys every method has. Instances are made by `load` and are complete and checked."""
+    # No key here: what a method with unlabeled images has of it, whose epochs have their length.
+    epoch_steps = 0
     # the experiment
     method: str = key('DSSN', 'training method: the name of a class in dssn/methods')
     seed: int = key(0, 'seed of everything random', low=0)
@@ -132,18 +134,26 @@ class Config:
                                  'predictions; also after the last step; 0: none', low=0)
     panel_images: int = key(4, "most images of a panel, the first of a step's batch", low=1)
 
+    def check(self, place):
+        """Raise a UserError where keys contradict each other; a method's own do so in its Config.
+
+        Args:
+            place: where the config is from.
+        """
+
 
 @dataclass(frozen=True)
 class StrongViewsConfig(Config):
     """The keys of methods that train on strong views of unlabeled images."""
-    num_aug: int = key(0, 'most operations drawn from the strong pool per view; 0: no pool', low=0)
-    flag_use_random_num_sampling: bool = key(
-        True, 'draw the number of pool operations uniformly in 1..num_aug; false: always num_aug')
+    # No keys here: what a method without the strong pool has of it.
+    num_aug, flag_use_random_num_sampling = 0, True
     cutmix_partner: str = key('other', "whose strong view CutMix pastes: the same image's under "
                                        "another draw, or another image's",
                               choices=('same', 'other'))
     watch_truth: bool = key(False, 'with the panels, compare pseudo-labels with the masks that the '
                                    'unlabeled list happens to name; they are never trained on')
+    conf_thresh: float = key(0.95, 'least confidence of a selected pseudo-label (DSSN: with '
+                                   'selection = fixed)', low=0, high=1)
 
 
 def load(path, overrides=None, assignments=()):
@@ -231,7 +241,9 @@ def complete(config_class, values, path, places):
     check_batch(config_class, values, where)
     if not values.get('val_id_path'):
         values['val_id_path'] = f"splits/{values['dataset']}/val.txt"
-    return config_class(**values)
+    cfg = config_class(**values)
+    cfg.check(path)
+    return cfg
 
 
 def check_batch(config_class, values, where):

@@ -7,7 +7,7 @@ from dssn.runs import SCORED_BY, curve
 STYLES = {'student': '--x', 'teacher': '-o'}  # markers: a single evaluation has no line
 
 
-def draw(path, rows):
+def draw(path, rows, names=None):
     """Draw mIoU over optimizer steps: a colour a row, mean and a band of a standard deviation.
 
     Steps and not epochs, which are of other lengths for other methods and lists. Rows whose scores
@@ -15,6 +15,7 @@ def draw(path, rows):
 
     Args:
         path: file to write; its suffix decides the format. rows: `runs.Row`s, at least one.
+        names: {row's number: what the legend calls it}; else the row's own facts.
 
     Raises:
         UserError: no matplotlib, or the file cannot be written.
@@ -32,7 +33,7 @@ def draw(path, rows):
     figure, axes = pyplot.subplots(len(panels), 1, figsize=(9, 5 * len(panels)), squeeze=False,
                                    gridspec_kw={'hspace': 0.3})
     for axis, panel in zip(axes[:, 0], panels.values()):
-        draw_panel(axis, panel)
+        draw_panel(axis, panel, names or {row.number: label(row) for row in panel})
     try:
         figure.savefig(path, dpi=150, bbox_inches='tight')
     except (OSError, ValueError) as error:
@@ -41,13 +42,13 @@ def draw(path, rows):
         pyplot.close(figure)
 
 
-def draw_panel(axis, rows):
+def draw_panel(axis, rows, names):
     """The curves of rows that were scored alike, on one pair of axes."""
     handles = {role: axis.plot([], [], style, color='black', markersize=4)[0]
                for role, style in STYLES.items()}
     for row in rows:
         colour = f'C{row.number - 1}'
-        handles[label(row)], = axis.plot([], [], '-', color=colour)
+        handles[names[row.number]], = axis.plot([], [], '-', color=colour)
         for role, style in STYLES.items():
             known = curve(row, role)
             if known:

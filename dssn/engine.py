@@ -558,7 +558,7 @@ def memory_advice(cfg, error):
     """What to do where a GPU's memory does not suffice, with the allocator's first sentence."""
     options = [(not cfg.checkpoint_backbone, 'checkpoint_backbone=true'),
                (cfg.accumulate < cfg.batch_size, f'accumulate={cfg.batch_size}'),
-               (hasattr(cfg, 'lean') and not cfg.lean, 'lean=true'),
+               (getattr(cfg, 'feature_views', 0) and not cfg.lean, 'lean=true'),
                (cfg.amp == 'off', 'amp=bf16'), (True, 'a smaller crop_size')]
     left = ', '.join(text for use, text in options if use)
     return (f'{error.split(". ")[0]}: batch_size {cfg.batch_size} at crop_size {cfg.crop_size} '

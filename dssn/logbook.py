@@ -15,6 +15,7 @@ from dssn.errors import UserError
 from dssn.evaluation import table
 from dssn.finite import FiniteCheck
 from dssn.lines import Lines
+from dssn.machine import machine
 
 
 class Logbook:
@@ -219,6 +220,7 @@ class Logbook:
         line['lists'] = {role: {'text': known.text, 'lines': known.lines, 'sha256': known.sha256}
                          for role, known in self.lists.items()}
         line.update(lr=lr, seconds=round(seconds, 2), peak_memory_mib=peak_memory(self.world.device))
+        line['machine'] = machine(self.world.device)
         self._record(line)
         for role, score in result.items():
             self._show('add_scalar', f'eval/{role}/mIoU', score.miou, step)

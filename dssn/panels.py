@@ -7,7 +7,7 @@ feature level), its predictions of the strong views; and, where truth is watched
 view. Of labeled images: the image, the student's prediction, truth.
 
 Pale: not selected. White: without truth. Striped: padding. Empty tile: nothing, such as
-pseudo-labels while warming up.
+pseudo-labels while warming up, or a strong view that the method does not train on.
 """
 import numpy as np
 from PIL import Image, ImageDraw
@@ -50,7 +50,8 @@ def unlabeled_panel(u, v, terms, colours, truth=None, most=4):
             return None if index is None else class_tile(
                 index[i], colours, valid[i], None if selected is None else selected[i])
         tiles = [photo_tile(photos[0][i])]
-        tiles += [photo_tile(photo[i], box[i]) for photo, box in zip(photos[1:], boxes)]
+        tiles += [photo_tile(photo[i], box[i]) if f'strong{number}' in predictions else None
+                  for number, (photo, box) in enumerate(zip(photos[1:], boxes), 1)]
         tiles += [classes(label, where) for (label, _, _), where in zip(taught, mixed)]
         tiles += [classes(label, where, selected)
                   for (label, selected, _), where in zip(taught, mixed)]

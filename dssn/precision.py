@@ -3,6 +3,7 @@ import contextlib
 
 import torch
 
+from dssn.distributed import unwrap
 from dssn.errors import UserError
 
 
@@ -51,6 +52,13 @@ class Half:
 
     def __getattr__(self, name):
         return getattr(self.model, name)
+
+
+def without_ddp(model):
+    """The network that DDP wraps, as `half` gave it."""
+    if isinstance(model, Half):
+        return Half(unwrap(model.model), model.device_type, model.dtype)
+    return unwrap(model)
 
 
 def make_scaler(cfg):

@@ -76,3 +76,8 @@ def build_selection(cfg):
         'none': none,
     }
     return rules[cfg.selection]
+
+
+def share(selected, valid):
+    """Share of the valid pixels (N, H, W) that are selected; 0 if none is valid."""
+    return (selected & valid).sum() / valid.sum().clamp(min=1).float()

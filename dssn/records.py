@@ -102,7 +102,7 @@ def summarise(evaluations, protocol):
         summary['last'][role] = entry(last, role) if scored else None
     summary.update(protocol=last.get('protocol', protocol), absent=last.get('absent', ABSENT),
                    processes=last.get('processes'), lists=last.get('lists', {}),
-                   seconds=last.get('seconds'))
+                   seconds=last.get('seconds'), machine=last.get('machine'))
     return summary
 
 

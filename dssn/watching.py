@@ -91,7 +91,7 @@ class Watch:
         if 'labeled' in terms.predictions:
             self.log.picture('panels/labeled', labeled_panel(
                 batch.x, terms.predictions['labeled'], self.colours, most), step)
-        if 'weak' in terms.predictions:
+        if {'weak', 'strong1', 'strong2'} & set(terms.predictions):
             self.log.picture('panels/unlabeled', unlabeled_panel(
                 batch.u, batch.v, terms, self.colours, truth, most), step)
 

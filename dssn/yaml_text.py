@@ -63,7 +63,7 @@ def parse(text):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-3` as text; a learning rate written so must arrive as a number."""
+    """YAML without two traps of its release 1.1: `1e-3` is a number, and `1_8` is text, not 18."""
 
     depth = 0
 
@@ -120,6 +120,9 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     'tag:yaml.org,2002:float',
     re.compile(r'[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$'), list('-+0123456789.'))
+for _digit in '0123456789':  # before the rule for numbers
+    _Loader.yaml_implicit_resolvers[_digit].insert(
+        0, ('tag:yaml.org,2002:str', re.compile(r'[0-9]+_[0-9_]*$')))
 
 _short = reprlib.Repr()
 _short.maxlevel, _short.maxlist, _short.maxtuple, _short.maxset, _short.maxdict = 4, 20, 20, 20, 20

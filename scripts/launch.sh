@@ -15,7 +15,8 @@ esac
 find_python
 
 # shellcheck disable=SC2154
-save_path=exp/$dataset/$method/$exp/$split
+# exp_root is the folder above all runs.
+save_path=${exp_root:-exp}/$dataset/$method/$exp/$split
 set -- train.py --method "$method" --config "$config" \
     --labeled-id-path "splits/$dataset/$split/labeled.txt" \
     --unlabeled-id-path "splits/$dataset/$split/unlabeled.txt" \

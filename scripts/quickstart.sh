@@ -13,7 +13,7 @@ start=$(date +%s)
 
 "$python" -m dssn.data shapes
 
-dataset=shapes method=DSSN exp=resnet18 split=20 config=configs/shapes.yaml \
+dataset=shapes method=DSSN exp=resnet18 split=20 config=configs/shapes.yaml exp_root=exp \
     sh scripts/train.sh 1 "$(free_port 29500)" "$@"
 
 run=exp/shapes/DSSN/resnet18/20

@@ -146,6 +146,8 @@ config_case('A threshold that is no probability', criterion={'name': 'OHEM', 'kw
 config_case('Batches that cannot be split so', batch_size=4, accumulate=3)
 config_case('A scaled rate without what it is scaled from', scale_lr=True)
 config_case('A comparison that is never shown', watch_truth=True, panel_every=0)
+config_case('No branch for unlabeled images', image_views=0, feature_views=0)
+config_case('A switch of a branch that is off', feature_views=0, feature_labels='teacher')
 config_case('An unknown method', method='DSN')
 
 

@@ -122,7 +122,7 @@ def test_one_seed_gives_one_result_on_any_number_of_workers(tiny_world):
 
 # ---- resuming
 
-@pytest.mark.parametrize('method', ['DSSN', 'supervised'])
+@pytest.mark.parametrize('method', ['DSSN', 'fixmatch', 'unimatch', 'supervised'])
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(tiny_world, method):
     # 9 labeled images: the supervised method has as many steps.
     world = tiny_world(n_labeled=9, method=method, log_every=2)

@@ -12,10 +12,11 @@ from dssn.data.lists import read_list
 from dssn.data import loaders
 from dssn.data.loaders import Schedule, TrainLoader, count_workers, eval_loader, read_ahead
 from dssn.errors import UserError
+from dssn.methods.supervised import SupervisedConfig
 
 
 def schedule(n_labeled, n_unlabeled, batch_size=2, rank=0, world=1, seed=0, partner='other'):
-    cfg = SimpleNamespace(seed=seed, batch_size=batch_size, cutmix_partner=partner,
+    cfg = SimpleNamespace(seed=seed, batch_size=batch_size, cutmix_partner=partner, epoch_steps=0,
                           labeled_id_path='the/labeled.txt', unlabeled_id_path='the/unlabeled.txt')
     return Schedule(cfg, n_labeled, n_unlabeled, rank, world)
 
@@ -59,6 +60,22 @@ def test_supervised_is_one_pass_over_the_labeled_list(world, batch_size, n):
         assert all(draw.unlabeled is None and draw.partner is None for draw in draws)
         orders.append(seen)
     assert len({tuple(order) for order in orders}) == 4
+
+
+@pytest.mark.parametrize('world, n, steps', [(1, 9, 7), (2, 5, 6), (1, 3, 1), (1, 1, 2), (1, 40, 3)])
+def test_supervised_epochs_of_so_many_steps(world, n, steps):
+    plans = [Schedule(SupervisedConfig(batch_size=2, epoch_steps=steps), n, None, rank, world)
+             for rank in range(world)]
+    assert {plan.steps_per_epoch for plan in plans} == {steps}
+    dealt = [draw for epoch in range(20) for step in range(steps) for plan in plans
+             for draw in plan.batch(epoch, step)]
+    assert len(dealt) == 20 * steps * 2 * world
+    passes = [dealt[i:i + n] for i in range(0, len(dealt) - n + 1, n)]
+    for number, draws in enumerate(passes):
+        assert sorted(draw.labeled for draw in draws) == list(range(n))
+        assert {draw.labeled_pass for draw in draws} == {number}
+        assert all(draw.unlabeled is None for draw in draws)
+    assert n < 3 or len(passes) == 1 or len({tuple(d.labeled for d in p) for p in passes}) > 1
 
 
 @pytest.mark.parametrize('n_labeled, n_unlabeled', [(3, 20), (20, 6), (50, 4), (8, 8), (1, 6),

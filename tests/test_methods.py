@@ -15,6 +15,7 @@ from test_pseudo_labels import slow_class_max, slow_class_topk, slow_fixed
 
 from dssn import ema, methods
 from dssn.batch import Labeled, Unlabeled
+from dssn.config import Config
 from dssn.errors import UserError
 from dssn.methods.dssn import DSSN, DSSNConfig
 from dssn.methods.supervised import Supervised
@@ -237,10 +238,10 @@ class Recorder(nn.Module):
         self.views = nn.ModuleList(nn.Conv2d(3, CLASSES, 1) for _ in range(3)).double()
         self.calls = []
 
-    def forward(self, images, perturb=0, lean=False):
+    def forward(self, images, perturb=0, lean=False, views=2):
         self.calls.append((images.clone(), perturb, self.training, torch.is_grad_enabled()))
-        clean, fp1, fp2 = [3 * view(images) for view in self.views]
-        return (clean, fp1[-perturb:], fp2[-perturb:]) if perturb else clean
+        clean, *copies = [3 * view(images) for view in self.views[:1 + views]]
+        return (clean, *[fp[-perturb:] for fp in copies]) if perturb else clean
 
 
 def recorded_step(epoch, step, b=2, **changes):
@@ -361,7 +362,7 @@ class Scripted(nn.Module):
             for _ in range(3)])
         self.strong = nn.Parameter(2 * torch.randn(2 * b, CLASSES, height, width).double())
 
-    def forward(self, images, perturb=0, lean=False):
+    def forward(self, images, perturb=0, lean=False, views=2):
         clean, fp1, fp2 = self.first
         return (clean, fp1[-perturb:], fp2[-perturb:]) if perturb else self.strong
 
@@ -557,7 +558,7 @@ def test_methods_of_the_folder():
     for name, method in found.items():
         assert method.name == name
         assert isinstance(method.uses_unlabeled, bool) and isinstance(method.uses_teacher, bool)
-        assert issubclass(method.Config, Supervised.Config)
+        assert issubclass(method.Config, Config)
         assert methods.find(name, 'here') is method
 
 

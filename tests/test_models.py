@@ -163,11 +163,13 @@ def test_resnet18_dilation():
 
 
 @pytest.mark.parametrize('size', [(65, 97), (33, 33), (1, 1), (7, 50)])
-@pytest.mark.parametrize('perturb, lean', [(0, False), (1, False), (2, False), (1, True)])
-def test_logits_have_the_images_size(size, perturb, lean):
+@pytest.mark.parametrize('perturb, lean, views', [
+    (0, False, 2), (1, False, 2), (2, False, 1), (1, True, 2), (1, True, 1), (2, False, 3)])
+def test_logits_have_the_images_size(size, perturb, lean, views):
     model = small().eval()
     with torch.no_grad():
-        out = model(torch.randn(3, 3, *size), perturb=perturb, lean=lean)
+        out = model(torch.randn(3, 3, *size), perturb=perturb, lean=lean, views=views)
+    assert not perturb or len(out) == 1 + views
     for i, logits in enumerate(out if perturb else [out]):
         assert logits.shape == (3 if i == 0 else perturb, 5) + size
         assert torch.isfinite(logits).all()
@@ -386,6 +388,17 @@ def test_one_perturbed_pass_moves_every_statistic_once():
     model(torch.randn(2, 3, 33, 33), perturb=2)
     counts = [v.item() for k, v in model.state_dict().items() if 'num_batches' in k]
     assert counts and set(counts) == {1}
+
+
+@pytest.mark.parametrize('views', [1, 2, 3])
+def test_as_many_copies_as_views_and_no_more(views):
+    model = small().train()
+    images, seen = torch.randn(3, 3, 33, 33), []
+    handle = model.head.register_forward_pre_hook(lambda _, x: seen.append(len(x[0])))
+    model(images, perturb=2, views=views)
+    model(images, perturb=2, lean=True, views=views)
+    handle.remove()
+    assert seen == [3 * (1 + views), 2, 1 + 2 * views]
 
 
 def test_gradient_reaches_everything_from_all_three_predictions():

@@ -150,7 +150,7 @@ def test_a_method_with_one_strong_view():
                                'strong1': terms.predictions['strong1']})
     row, = tiles(unlabeled_panel(u, v, terms, COLOURS), len(UNLABELED_COLUMNS))
     assert [column for column, tile in enumerate(row)
-            if (tile == np.array(EMPTY_COLOUR)).all()] == [4, 6, 8, 10]
+            if (tile == np.array(EMPTY_COLOUR)).all()] == [2, 4, 6, 8, 10]
 
 
 def test_an_image_that_is_all_padding():

@@ -254,6 +254,13 @@ def test_the_environment_overrides_the_names_of_the_run(world, port):
     assert world.run("train.sh", 1, port, config="configs/mine.yaml").option("--config") == "configs/mine.yaml"
 
 
+def test_runs_may_lie_below_another_folder(world, port):
+    result = world.run("train.sh", 1, port, exp_root="other runs")
+    assert result.status == 0, result.err
+    assert result.option("--save-path") == "other runs/shapes/DSSN/resnet18/20"
+    assert result.out.startswith("log: other runs/shapes/DSSN/resnet18/20/")
+
+
 def test_it_runs_in_the_repository_root_from_anywhere(world, port, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

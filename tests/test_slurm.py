@@ -2,12 +2,16 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
+import yaml
 
 from slurm_cluster import PARTITION, URGENT, CannotStart, Cluster
 
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 pytestmark = pytest.mark.skipif(os.name != 'posix', reason='shell scripts')
 
 
@@ -212,3 +216,27 @@ def test_a_refused_job_is_an_error_and_leaves_no_log(submit):
     assert status == 1
     assert output[0].startswith('log: ') and all(line.startswith('sbatch: error: ') for line in output[1:])
     assert checkout.logs() == []
+
+
+def test_an_experiment_as_an_array_job(cluster, tiny_checkout):
+    checkout = tiny_checkout(epochs=1)
+    os.symlink(os.path.join(ROOT, 'splits/published.json'),
+               os.path.join(checkout.root, 'splits/published.json'))
+    os.mkdir(os.path.join(checkout.root, 'experiments'))
+    with open(os.path.join(checkout.root, 'experiments/mine.yaml'), 'w') as file:
+        yaml.safe_dump({'config': 'configs/tiny.yaml', 'splits': ['all'], 'seeds': [1],
+                        'variants': {'supervised': {'method': 'supervised'}, 'DSSN': {}}}, file)
+    checkout.environment.update(SLURM_CONF=cluster.environment['SLURM_CONF'],
+                                PATH=cluster.environment['PATH'])
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'dssn.experiments', 'run', 'experiments/mine.yaml', '--slurm',
+         PARTITION, '--wait'], cwd=checkout.root, env=checkout.environment,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True,
+        start_new_session=True)
+    checkout.processes.append(process)
+    output = process.communicate(timeout=200)[0]
+    assert process.returncode == 0, output
+    for method in ('supervised', 'DSSN'):
+        folder = 'exp/tiny/{0}/mine-{0}-seed1/all/metrics.jsonl'.format(method)
+        with open(os.path.join(checkout.root, folder)) as file:
+            assert [json.loads(line)['kind'] for line in file] == ['evaluation', 'summary']

@@ -11,7 +11,9 @@ from dssn.batch import Batch
 from dssn.distributed import World
 from dssn.errors import UserError
 from dssn.methods.dssn import DSSN
+from dssn.methods.fixmatch import FixMatch
 from dssn.methods.supervised import Supervised
+from dssn.methods.unimatch import UniMatch
 from dssn.models import build_model, deeplabv3plus, recompute
 from dssn.optim import build_optimizer
 from dssn.update import Update
@@ -41,7 +43,8 @@ def random_batches(count, b=1, size=(33, 33)):
 
 @pytest.fixture
 def without_dropout(monkeypatch):
-    monkeypatch.setattr(deeplabv3plus, 'two_views', lambda features: [features, 0.5 * features])
+    monkeypatch.setattr(deeplabv3plus, 'perturbed',
+                        lambda features, views: [features, 0.5 * features][:views])
 
 
 def gradients_of(parts, batch, method, warm=False, **changes):
@@ -59,7 +62,9 @@ def gradients_of(parts, batch, method, warm=False, **changes):
 @pytest.mark.parametrize('parts', [2, 4])
 @pytest.mark.parametrize('method, changes', [
     (DSSN, {}), (DSSN, {'warm': True}), (DSSN, {'selection': 'fixed', 'conf_thresh': 0.7}),
-    (DSSN, {'lean': True}), (Supervised, {})], ids=str)
+    (DSSN, {'lean': True}), (DSSN, {'image_views': 0}), (DSSN, {'feature_views': 0}),
+    (DSSN, {'image_views': 1, 'feature_views': 1, 'feature_labels': 'teacher'}),
+    (FixMatch, {'conf_thresh': 0.7}), (UniMatch, {'conf_thresh': 0.7}), (Supervised, {})], ids=str)
 def test_parts_of_a_batch_are_worth_the_whole(without_dropout, parts, method, changes):
     batch = random_batches(4)
     batch.x.label[2] = 255       # nothing labeled
@@ -112,7 +117,7 @@ def test_parts_draw_other_channels():
     batch = Batch(*[type(part)(*[torch.cat([t, t]) for t in part]) for part in batch])
 
     class Watched(nn.Module):
-        def forward(self, images, perturb=0, lean=False):
+        def forward(self, images, perturb=0, lean=False, views=2):
             if perturb:
                 seen.append(torch.rand(3))
             logits = images[:, :1].repeat(1, 4, 1, 1).clone().requires_grad_()
@@ -134,7 +139,8 @@ READS = ('item', 'cpu', 'tolist', 'numpy', '__bool__', '__float__', '__int__', '
 @pytest.mark.parametrize('method, epoch, changes', [
     (DSSN, 0, {}), (DSSN, 1, {}), (DSSN, 1, {'accumulate': 2}), (DSSN, 1, {'lean': True}),
     (DSSN, 1, {'selection': 'class_topk'}), (DSSN, 1, {'selection': 'fixed'}),
-    (DSSN, 1, {'criterion': OHEM}), (Supervised, 1, {'criterion': CE})], ids=str)
+    (DSSN, 1, {'criterion': OHEM}), (DSSN, 1, {'feature_labels': 'teacher', 'image_views': 0}),
+    (FixMatch, 1, {}), (UniMatch, 1, {}), (Supervised, 1, {'criterion': CE})], ids=str)
 def test_the_host_never_waits_for_the_device_in_a_step(monkeypatch, tmp_path, method, epoch,
                                                        changes):
     from dssn.logbook import Logbook
@@ -221,9 +227,12 @@ def one_step(cfg, method=DSSN, steps=1):
 
 
 @needs(OLD, reason='this PyTorch has no torch.autocast')
-def test_bf16_agrees_with_float32():
-    expected, full, *_ = one_step(config(batch_size=2))
-    found, half, state, _ = one_step(config(batch_size=2, amp='bf16'))
+@pytest.mark.parametrize('method', [DSSN, FixMatch, UniMatch])
+def test_bf16_agrees_with_float32(method):
+    # A threshold that no rounding of a confidence crosses.
+    keys = dict(batch_size=2, conf_thresh=0)
+    expected, full, *_ = one_step(config(**keys), method)
+    found, half, state, _ = one_step(config(amp='bf16', **keys), method)
     assert found == pytest.approx(expected, rel=2e-2)
     assert found != expected
     for name, value in full.losses.items():

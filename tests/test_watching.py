@@ -259,3 +259,17 @@ def test_no_more_than_a_few_bad_masks_are_named(tiny_world, monkeypatch):
         assert bool((watched.truth(u, epoch, 10) == 255).all())
     assert len(book.said) == len({line.split(': damaged')[0] for line in book.said}) == 5
     assert ['not named' in line for line in book.said] == [False] * 4 + [True]
+
+
+@pytest.mark.parametrize('views, tag', [
+    (['weak', 'strong1', 'strong2'], 'panels/unlabeled'), (['strong1'], 'panels/unlabeled'),
+    (['weak'], 'panels/unlabeled'), (['labeled'], 'panels/labeled')])
+def test_panels_of_methods_that_predict_some_of_the_views(tiny_world, views, tag):
+    from dssn.batch import to
+    from dssn.bench.step import random_batch
+    watched, book = watch(tiny_world, panel_every=1, log_every=100)
+    batch = to(random_batch(watched.cfg, True), 'cpu')
+    side = watched.cfg.crop_size
+    terms = Terms({}, predictions={view: labels(2, side, side).label for view in views})
+    watched.step(0, 0, terms, batch)
+    assert [found[:2] for found in book.pictures] == [(0, tag)]

@@ -9,11 +9,12 @@ from torch.utils.data import DataLoader
 from dssn import config, distributed
 from dssn.batch import normalise
 from dssn.bench.pictures import draw_list
-from dssn.bench.timing import interleaved, machine, ratio, write_json
+from dssn.bench.timing import interleaved, ratio, write_json
 from dssn.data.arguments import positive_number
 from dssn.data.datasets import EvalSet
 from dssn.data.loaders import count_workers
 from dssn.evaluation import evaluate, predict_windows
+from dssn.machine import machine
 from dssn.models import build_model
 
 

@@ -8,13 +8,14 @@ import torch
 from dssn import config
 from dssn.bench.pictures import draw_list
 from dssn.bench.step import resident
-from dssn.bench.timing import line_through, machine, write_json
+from dssn.bench.timing import line_through, write_json
 from dssn.data.arguments import positive_number
 from dssn.data.check import quick_check
 from dssn.data.identity import identify
 from dssn.data.lists import Sample, read_list, write_list
 from dssn.data.loaders import TrainLoader
 from dssn.errors import UserError
+from dssn.machine import machine
 
 LABELED = 64  # images, beside the unlabeled ones
 

@@ -16,13 +16,14 @@ from torchvision.transforms import functional as F
 from dssn import config, methods
 from dssn.batch import MEAN, STD, Batch, Labeled, Unlabeled, normalise
 from dssn.bench.pictures import draw_list
-from dssn.bench.timing import interleaved, machine, ratio, write_json
+from dssn.bench.timing import interleaved, ratio, write_json
 from dssn.data import transforms as T
 from dssn.data.arguments import positive_number
 from dssn.data.datasets import (BASE, BOX1, BOX2, LABELED, PARTNER, STRONG1, STRONG2, UNLABELED)
 from dssn.data.loaders import TrainLoader, collate
 from dssn.data.photometric import PIXELS
 from dssn.data.views import cutmix_box, generator, strong_operations
+from dssn.machine import machine
 
 CPU = torch.device('cpu')
 LEVELS = 2  # grey levels by which a weak view may differ from the plain one

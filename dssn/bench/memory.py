@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 
-from dssn import config, methods
+from dssn import config
 from dssn.bench.timing import write_json
 from dssn.data.arguments import positive_number
 from dssn.errors import UserError
@@ -59,7 +59,7 @@ def computed(args, keys):
 def options(cfg):
     """Lists of assignments: none, each option alone, and all together."""
     single = ['checkpoint_backbone=true']
-    if 'lean' in {field for field in config.to_dict(methods.find(cfg.method, '').Config())}:
+    if getattr(cfg, 'feature_views', 0):
         single.append('lean=true')
     if cfg.batch_size > 1:
         single.append(f'accumulate={cfg.batch_size}')

@@ -12,13 +12,14 @@ from dssn import config, distributed, ema, methods, precision
 from dssn.batch import Batch, Labeled, Unlabeled
 from dssn.bench.parts import PARTS, TimedUpdate
 from dssn.bench.pictures import draw_list
-from dssn.bench.timing import interleaved, machine, ratio, write_json
+from dssn.bench.timing import interleaved, ratio, write_json
 from dssn.data.arguments import positive_number
 from dssn.data.loaders import TrainLoader
 from dssn.data.views import cutmix_box, generator
 from dssn.distributed import World
 from dssn.errors import UserError
 from dssn.logbook import Logbook, peak_memory
+from dssn.machine import machine
 from dssn.models import build_model
 from dssn.optim import build_optimizer
 from dssn.watching import Watch

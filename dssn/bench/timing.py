@@ -1,6 +1,5 @@
 """Timing of several ways to do one thing, side by side."""
 import json
-import platform
 import statistics
 import time
 
@@ -31,23 +30,6 @@ def interleaved(ways, rounds, device, clock=None):
 def ratio(seconds, name, base):
     """Median over rounds of one way's seconds over another's."""
     return statistics.median(a / b for a, b in zip(seconds[name], seconds[base]))
-
-
-def machine(device):
-    """The machine in words: processor or GPU, threads, versions."""
-    where = torch.cuda.get_device_name(device) if device.type == 'cuda' else \
-        f'{_processor()}, {torch.get_num_threads()} threads'
-    return f'{where}; PyTorch {torch.__version__}, Python {platform.python_version()}'
-
-
-def _processor():
-    try:
-        with open('/proc/cpuinfo', encoding='utf-8') as file:
-            names = [line.split(':', 1)[1].strip() for line in file
-                     if line.startswith('model name')]
-    except OSError:
-        names = []
-    return (names or [platform.processor() or platform.machine()])[0]
 
 
 def write_json(path, content):

@@ -25,9 +25,10 @@ class Schedule:
     Semi-supervised: an epoch is one pass over the unlabeled list; the labeled list is dealt out
     without end, each pass over it in a new order, going on where the last epoch left off, so that
     a list longer than the unlabeled one is used in full. The two orders are independent.
-    Supervised (no unlabeled list): an epoch is one pass over the labeled list. An incomplete last
-    batch is dropped. Ranks take neighbouring slices of one global batch, so the same samples make
-    up a step on 1 x 4 and on 2 x 2 (processes x batch).
+    Supervised (no unlabeled list): an epoch is one pass over the labeled list; or, with
+    `epoch_steps`, so many steps, to which the list is dealt out as above. An incomplete last batch
+    of an epoch that is one pass is dropped. Ranks take neighbouring slices of one global batch, so
+    the same samples make up a step on 1 x 4 and on 2 x 2 (processes x batch).
     """
 
     def __init__(self, cfg, n_labeled, n_unlabeled, rank=0, world=1):
@@ -36,7 +37,10 @@ class Schedule:
         self.global_batch = cfg.batch_size * world
         longest, path = (n_labeled, cfg.labeled_id_path) if n_unlabeled is None else \
             (n_unlabeled, cfg.unlabeled_id_path)
+        self.dealt_out = n_unlabeled is not None or cfg.epoch_steps > 0
         self.steps_per_epoch = longest // self.global_batch
+        if n_unlabeled is None and cfg.epoch_steps:
+            self.steps_per_epoch = cfg.epoch_steps
         if self.steps_per_epoch == 0:
             raise UserError(f'{path}: {longest} images are fewer than a batch ({cfg.batch_size} x '
                             f'{world} processes = {self.global_batch}); lower batch_size or use '
@@ -54,11 +58,13 @@ class Schedule:
 
     def draw(self, epoch, step, row):
         place = step * self.global_batch + row
-        if self.n_unlabeled is None:
-            return Draw(int(self.order(LABELED_ORDER, epoch, self.n_labeled)[place]), epoch)
-        dealt = epoch * self.steps_per_epoch * self.global_batch + place
-        labeled_pass, labeled_place = divmod(dealt, self.n_labeled)
+        labeled_pass, labeled_place = epoch, place
+        if self.dealt_out:
+            dealt = epoch * self.steps_per_epoch * self.global_batch + place
+            labeled_pass, labeled_place = divmod(dealt, self.n_labeled)
         labeled = self.order(LABELED_ORDER, labeled_pass, self.n_labeled)[labeled_place]
+        if self.n_unlabeled is None:
+            return Draw(int(labeled), labeled_pass)
         order = self.order(UNLABELED_ORDER, epoch, self.n_unlabeled)
         unlabeled = order[place]
         partner = order[(place + self.shift(epoch)) % self.n_unlabeled]

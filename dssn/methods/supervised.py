@@ -1,14 +1,23 @@
 """The baseline: the labeled loss alone."""
-from dssn.config import Config
+from dataclasses import dataclass
+
+from dssn.config import Config, key
 from dssn.losses import build_labeled_loss, labeled_pixels
 from dssn.methods import Terms
 from dssn.pseudo_labels import classes
 
 
+@dataclass(frozen=True)
+class SupervisedConfig(Config):
+    """The keys that only supervised training has."""
+    epoch_steps: int = key(0, 'optimizer steps of an epoch, to which the labeled list is dealt out '
+                              'again and again; 0: one pass over it', low=0)
+
+
 class Supervised:
-    """L = L_x on the labeled list; an epoch is one pass over it."""
+    """L = L_x on the labeled list; an epoch is one pass over it, or `epoch_steps` steps."""
     name = 'supervised'
-    Config = Config
+    Config = SupervisedConfig
     uses_unlabeled = False
     uses_teacher = False
 

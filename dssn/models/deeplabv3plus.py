@@ -34,22 +34,23 @@ class DeepLabV3Plus(nn.Module):
             *conv_bn_relu(decoder_channels, decoder_channels, 3))
         self.classifier = nn.Conv2d(decoder_channels, nclass, 1)
 
-    def forward(self, images, perturb=0, lean=False):
+    def forward(self, images, perturb=0, lean=False, views=2):
         """Logits at the images' own size.
 
         Args:
             images (Tensor): float (N, 3, H, W), normalised.
-            perturb (int): of the last so many images (U), predictions from two perturbed copies of
-                the features, too. As in the release the copies of all N images go with the clean
-                features through the decoder as one batch of 3N, so that all three share the
-                decoder's batch statistics in training mode.
-            lean (bool): perturb the last U images alone, one batch of N - U clean and 2U perturbed
-                features, and predict from their clean features in a pass of its own and without
-                gradient. The three predictions are the same but for batch statistics.
+            perturb (int): of the last so many images (U), predictions from perturbed copies of the
+                features, too. As in the release the copies of all N images go with the clean
+                features through the decoder as one batch, of 3N with two views, so that all share
+                the decoder's batch statistics in training mode.
+            lean (bool): perturb the last U images alone, one batch of N - U clean and U perturbed
+                features a view, and predict from their clean features in a pass of its own and
+                without gradient. The predictions are the same but for batch statistics.
+            views (int): how many copies of each image, at least 1.
 
         Returns:
-            Tensor: logits (N, C, H, W); or, with perturb, the tuple (clean, fp1, fp2) of logits
-            (N, C, H, W), (U, C, H, W) and (U, C, H, W). All are float32 under autocast.
+            Tensor: logits (N, C, H, W); or, with perturb, the tuple (clean, fp1, fp2, ...) of
+            logits (N, C, H, W) and, for each view, (U, C, H, W). All are float32 under autocast.
         """
         c1, c4 = self.backbone(images)
         size = images.shape[-2:]
@@ -59,15 +60,15 @@ class DeepLabV3Plus(nn.Module):
         if lean:
             with torch.no_grad():
                 own = self.decode(c1[n:], c4[n:])
-            labeled, fp1, fp2 = self.decode(*[
-                torch.cat([c[:n]] + two_views(c[n:])) for c in (c1, c4)]).split(
-                    [n, perturb, perturb])
+            labeled, *copies = self.decode(*[
+                torch.cat([c[:n]] + perturbed(c[n:], views)) for c in (c1, c4)]).split(
+                    [n] + views * [perturb])
             clean = torch.cat([labeled, own])
         else:
-            clean, fp1, fp2 = self.decode(*[
-                torch.cat([c] + two_views(c)) for c in (c1, c4)]).chunk(3)
-        logits = resize(as_float(torch.cat([clean, fp1[-perturb:], fp2[-perturb:]])), size)
-        return logits.split([len(images), perturb, perturb])
+            clean, *copies = self.decode(*[
+                torch.cat([c] + perturbed(c, views)) for c in (c1, c4)]).chunk(1 + views)
+        logits = resize(as_float(torch.cat([clean] + [fp[-perturb:] for fp in copies])), size)
+        return logits.split([len(images)] + views * [perturb])
 
     def decode(self, c1, c4):
         """Logits (N, C, H/4, W/4) from the backbone's two maps."""
@@ -130,13 +131,13 @@ def world_size():
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def two_views(features):
-    """Two independent channel dropouts of features (N, K, h, w), as a list.
+def perturbed(features, views):
+    """Independent channel dropouts of features (N, K, h, w), as a list of `views`.
 
     Each view loses half of the channels on average and doubles the others. Dropout is a strong
     augmentation here, not a regulariser: it acts in evaluation mode as well.
     """
-    return [F.dropout2d(features, p=0.5, training=True) for _ in range(2)]
+    return [F.dropout2d(features, p=0.5, training=True) for _ in range(views)]
 
 
 def as_float(logits):

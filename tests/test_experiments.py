@@ -1,0 +1,396 @@
+"""Experiments: the grid, equal steps, what is skipped or continued, the table, the page."""
+import glob
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from PIL import Image
+
+from dssn import config
+from dssn.data.lists import read_list
+from dssn.data.loaders import Schedule
+from dssn.errors import UserError
+from dssn.experiments import grid
+from dssn.experiments.__main__ import main
+from dssn.experiments.page import PUBLISHED, published
+from dssn.lock import Lock
+from dssn.yaml_text import read_mapping
+
+pytestmark = pytest.mark.skipif(os.name != 'posix', reason='shell scripts')
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SHIPPED = sorted(path for path in glob.glob(os.path.join(ROOT, 'experiments', '*.yaml'))
+                 if not path.endswith('published.yaml'))
+FILE = dict(config='configs/tiny.yaml', splits=['all'], seeds=[1, 2],
+            variants={'supervised': {'method': 'supervised'}, 'DSSN': {}})
+
+
+@pytest.fixture
+def here(tiny_checkout, monkeypatch):
+    """Factory of a `Checkout` with experiments/mine.yaml, and the place to be."""
+    def make(keys=None, **experiment):
+        checkout = tiny_checkout(**(keys or {}))
+        os.mkdir(os.path.join(checkout.root, 'experiments'))
+        os.symlink(os.path.join(ROOT, 'splits/published.json'),
+                   os.path.join(checkout.root, 'splits/published.json'))
+        monkeypatch.chdir(checkout.root)
+        write(**experiment)
+        return checkout
+    return make
+
+
+def write(**experiment):
+    with open('experiments/mine.yaml', 'w') as file:
+        yaml.safe_dump(dict(FILE, **experiment), file, sort_keys=False)
+
+
+def planned(*assignments):
+    return grid.plan(grid.read('experiments/mine.yaml'), 'exp', assignments)
+
+
+def start(checkout, *arguments, **environment):
+    checkout.processes.append(subprocess.Popen(
+        [sys.executable, '-m', 'dssn.experiments', *arguments], cwd=checkout.root,
+        env=dict(checkout.environment, **environment), stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True,
+        start_new_session=True))
+    return checkout.processes[-1]
+
+
+def ran(checkout, *arguments, status=0, **environment):
+    """The output of `run`, which must end with a status."""
+    process = start(checkout, 'run', 'experiments/mine.yaml', *arguments, **environment)
+    output = process.communicate(timeout=250)[0]
+    assert process.returncode == status, output
+    return output
+
+
+def records(run):
+    with open(os.path.join(run.folder, 'metrics.jsonl')) as file:
+        return [json.loads(line) for line in file]
+
+
+def without_clock(lines):
+    return [{key: value for key, value in line.items()
+             if not key.startswith(('seconds', 'peak_memory'))} for line in lines]
+
+
+# ---- the grid
+
+def test_the_grid_is_every_variant_on_every_split_with_every_seed(here):
+    here(splits=['all', 'more'], seeds=[3, 1])
+    os.rename('splits/tiny/all', 'splits/tiny/more')
+    os.mkdir('splits/tiny/all')
+    for name in ('labeled', 'unlabeled'):
+        with open('splits/tiny/more/{}.txt'.format(name)) as file, \
+                open('splits/tiny/all/{}.txt'.format(name), 'w') as other:
+            other.write(file.read())
+    found = [(run.seed, run.split, run.variant) for run in planned()]
+    assert found == [(seed, split, variant) for seed in (3, 1) for split in ('all', 'more')
+                     for variant in ('supervised', 'DSSN')]
+    assert len({run.folder for run in planned()}) == 8
+
+
+def test_all_runs_make_the_same_number_of_steps(here):
+    # 8 unlabeled images in batches of 2: 4 steps an epoch; 5 labeled ones in batches of 4: 1.
+    here(variants={'supervised': {'method': 'supervised'}, 'fixmatch': {'method': 'fixmatch'},
+                   'unimatch': {'method': 'unimatch'}, 'DSSN': {},
+                   'one': {'method': 'supervised', 'batch_size': 1}}, settings={'epochs': 3})
+    for run in planned():
+        labeled, unlabeled = [len(read_list(path, masks=False)) for path in
+                              (run.cfg.labeled_id_path, run.cfg.unlabeled_id_path)]
+        assert (labeled, unlabeled) == (5, 8)
+        schedule = Schedule(run.cfg, labeled, None if run.cfg.method == 'supervised' else unlabeled)
+        assert run.cfg.epochs * schedule.steps_per_epoch == run.steps == 12
+        assert run.cfg.batch_size == {'supervised': 4, 'one': 1}.get(run.variant, 2)
+
+
+def test_several_processes_share_the_steps(here):
+    here(processes=2)
+    assert {run.steps for run in planned()} == {4}  # 2 epochs of 8 // (2 x 2)
+    assert {run.cfg.epoch_steps for run in planned() if run.variant == 'supervised'} == {2}
+
+
+def test_settings_reach_the_methods_that_have_them(here):
+    here(settings={'gate': 0.5, 'eval_every': 2, 'reference_batch': 2}, variants={
+        'supervised': {'method': 'supervised', 'lr': 0.01}, 'DSSN': {},
+        'strict': {'gate': 0.7, 'criterion': {'name': 'OHEM', 'kwargs': {'min_kept': 7}}}})
+    supervised, plain, strict = planned('crop_size=49')[:3]
+    assert {run.cfg.crop_size for run in planned('crop_size=49')} == {49}
+    assert (plain.cfg.gate, strict.cfg.gate, supervised.cfg.lr) == (0.5, 0.7, 0.01)
+    assert (plain.cfg.reference_batch, supervised.cfg.reference_batch) == (2, 4)
+    assert strict.cfg.criterion['kwargs']['min_kept'] == 7
+    assert not hasattr(supervised.cfg, 'gate') and supervised.cfg.eval_every == 2
+
+
+def test_what_is_planned_is_what_train_py_is_told(here):
+    import train
+    here(settings={'gate': 1e-05, 'select_on': '', 'classes': ['a', 'b', 'on']}, variants={
+        'supervised': {'method': 'supervised'}, 'DSSN': {'selection': 'none', 'lean': True}})
+    for run in planned():
+        arguments, variables = grid.command(run, 29500)
+        assert arguments[:4] == ['sh', 'scripts/train.sh', '1', '29500']
+        folder = '{exp_root}/{dataset}/{method}/{exp}/{split}'.format(**variables)
+        lists = 'splits/{dataset}/{split}/'.format(**variables)
+        args = train.parse_arguments(
+            ['--method', variables['method'], '--config', variables['config'], '--save-path',
+             folder, '--labeled-id-path', lists + 'labeled.txt', '--unlabeled-id-path',
+             lists + 'unlabeled.txt'] + arguments[4:])
+        assert config.load(args.config, {
+            'method': args.method, 'labeled_id_path': args.labeled_id_path,
+            'unlabeled_id_path': args.unlabeled_id_path, 'save_path': args.save_path,
+        }, args.assignments) == run.cfg
+
+
+@pytest.mark.parametrize('keys, parts', [
+    (dict(sedes=[1]), ["unknown key 'sedes'", 'seeds']),
+    (dict(variants={}), ["'variants' is missing"]),
+    (dict(variants={'a': {'method': 'DSN'}}), ["'DSN'", "did you mean 'DSSN'"]),
+    (dict(variants={'a b': {}}), ["'a b'", 'plain name']),
+    (dict(variants={'a': {'gaet': 1}}), ["'gaet'", "'gate'"]),
+    (dict(variants={'a': {'gate': 2}}), ['mine.yaml: a:', 'gate = 2']),
+    (dict(variants={'a': {'seed': 2}}), ['a: seed', 'decided by the experiment']),
+    (dict(variants={'a': {}, 'b': {'epochs': 9}}), ['b: 36 optimizer steps', 'has 8']),
+    (dict(variants={'a': {}, 'b': {'batch_size': 4}}), ['b: 4 optimizer steps', 'has 8']),
+    (dict(variants={'a': {'method': 'supervised', 'epoch_steps': 3}}), ['a: epoch_steps']),
+    (dict(variants={'a': {'method': 'supervised', 'gate': 0.5}}), ["has the key 'gate'"]),
+    (dict(settings={'method': 'DSSN'}), ['settings: method']),
+    (dict(settings=[1]), ['settings = [1]', 'mapping']),
+    (dict(settings={'lean': True}, variants={'a': {'method': 'supervised'}}), ["key 'lean'"]),
+    (dict(settings={'batch_size': 9}), ['0 optimizer steps']),
+    (dict(splits='all'), ["splits = 'all'", 'list']), (dict(splits=['../x']), ["'../x'"]),
+    (dict(splits=['none']), ['splits/tiny/none/unlabeled.txt', 'no such id list']),
+    (dict(seeds=[1, 1]), ['each item once']), (dict(seeds=['x']), ["seeds: 'x'"]),
+    (dict(seeds=[-1]), ['seeds: -1']), (dict(processes=0), ['processes: 0']),
+    (dict(config='configs/none.yaml'), ['configs/none.yaml: no such config file'])], ids=str)
+def test_mistakes_in_the_file_are_named(here, keys, parts):
+    here(**keys)
+    with pytest.raises(UserError) as error:
+        planned()
+    text = str(error.value)
+    assert all(part in text for part in parts) and '\n' not in text, text
+
+
+def test_a_split_called_1_8_is_not_18(here):
+    here()
+    with open('experiments/mine.yaml') as file:
+        text = file.read()
+    with open('experiments/mine.yaml', 'w') as file:
+        file.write(text.replace('- all', '- 1_8\n- 92'))
+    assert grid.read('experiments/mine.yaml').splits == ['1_8', '92']
+
+
+# ---- the experiments of the project
+
+@pytest.mark.parametrize('path', SHIPPED, ids=os.path.basename)
+def test_shipped_experiments_have_sound_grids(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(grid, 'read_list', lambda path, masks=True: list(range(2000)))
+    experiment = grid.read(path)
+    runs = grid.plan(experiment)
+    assert len(runs) == len(experiment.seeds) * len(experiment.splits) * len(experiment.variants)
+    assert len({run.folder for run in runs}) == len(runs) and experiment.about
+    assert len({run.steps for run in runs}) == 1
+    for name in experiment.published:
+        assert any('ource: ' in line for line in published(name))
+    with open(path) as file:
+        head = [line for line in file if line.startswith('#')]
+    assert any('python -m dssn.experiments run experiments/' + os.path.basename(path) in line
+               for line in head)
+
+
+@pytest.mark.parametrize('suffix', ['', '_cpu'])
+def test_camvid_and_ablation_share_the_runs_that_are_alike(monkeypatch, suffix):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(grid, 'read_list', lambda path, masks=True: list(range(2000)))
+    camvid, ablation = [{run.folder: run for run in grid.plan(grid.read(
+        'experiments/{}{}.yaml'.format(name, suffix)))} for name in ('camvid', 'ablation')]
+    shared = set(camvid) & set(ablation)
+    assert {camvid[folder].variant for folder in shared} == {'supervised', 'DSSN'}
+    assert all(camvid[folder].cfg == ablation[folder].cfg for folder in shared)
+
+
+def test_published_scores_are_complete(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for name, entry in read_mapping(PUBLISHED).items():
+        assert set(entry) == {'title', 'splits', 'rows', 'source'}
+        assert all(len(values) == len(entry['splits']) for values in entry['rows'].values()), name
+    pascal = read_mapping(PUBLISHED)['pascal_resnet101']
+    assert pascal['rows']['DSSN, teacher, best epoch'][pascal['splits'].index(366)] == 78.38
+    with pytest.raises(UserError, match='nothing.*pascal_resnet101'):
+        published('nothing')
+
+
+# ---- running
+
+def test_a_whole_experiment(here, capsys):
+    checkout = here(dict(epochs=2), about='What it shows.', published=['mine'], variants={
+        'supervised': {'method': 'supervised'}, 'DSSN': {'lean': True}})
+    with open(PUBLISHED, 'w') as file:
+        yaml.safe_dump({'mine': dict(title='tiny', splits=['all'], rows={'DSSN': [12.5]},
+                                     source='nowhere')}, file)
+    out = ran(checkout)
+    runs = planned()
+    assert len(runs) == 4
+    for run in runs:
+        lines = records(run)
+        assert lines[-1]['kind'] == 'summary' and lines[-1]['epoch'] == 2
+        assert lines[-1]['iteration'] == run.steps == 8
+        assert 'PyTorch' in lines[-1]['machine']
+    table = [line for line in out.splitlines() if line.startswith('|')]
+    assert len(table) == 4 and all('2 (seeds 1, 2)' in line for line in table[2:])
+    # Nothing is left to do: each run is skipped, the table is the same.
+    before = [os.stat(os.path.join(run.folder, 'latest.pth')).st_mtime_ns for run in runs]
+    assert main(['run', 'experiments/mine.yaml']) == 0
+    again = capsys.readouterr().out
+    assert again.count('done already') == 4 and [
+        line for line in again.splitlines() if line.startswith('|')] == table
+    assert before == [os.stat(os.path.join(run.folder, 'latest.pth')).st_mtime_ns for run in runs]
+
+    assert main(['list', 'experiments/mine.yaml', '--commands']) == 0
+    listed = capsys.readouterr().out
+    assert listed.count('done    ') == 4 and '4 runs: 4 done, 0 started, 0 to do' in listed
+    assert 'exp=mine-DSSN-seed2 split=all config=configs/tiny.yaml sh scripts/train.sh 1' in listed
+
+    check_page(runs, capsys)
+    # A run with other settings in the same folder is never taken for it.
+    write(variants={'supervised': {'method': 'supervised'}, 'DSSN': {'lean': False}})
+    assert main(['run', 'experiments/mine.yaml']) == 1
+    out, error = capsys.readouterr()
+    assert 'lean was True, is False' in error and runs[1].folder in error and not out
+    with open('splits/tiny/all/labeled.txt') as file:
+        lines = file.readlines()
+    with open('splits/tiny/all/labeled.txt', 'w') as file:
+        file.writelines(lines[1:])
+    write(variants={'DSSN': {'lean': True}})
+    assert main(['run', 'experiments/mine.yaml']) == 1
+    assert 'the labeled list has changed' in capsys.readouterr().err
+
+
+def check_page(runs, capsys):
+    """Every number of the page follows from the records."""
+    assert main(['page', 'experiments/mine.yaml', '--images', '2']) == 0
+    capsys.readouterr()
+    with open('docs/results.md') as file:
+        page = file.read()
+    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in page.splitlines()
+            if line.startswith('| all')]
+    assert [row[:4] for row in rows] == [['all', 'supervised', '5', '2 (1, 2)'],
+                                         ['all', 'DSSN', '5', '2 (1, 2)']]
+    for row, variant in zip(rows, ('supervised', 'DSSN')):
+        evaluations = [[line for line in records(run) if line['kind'] == 'evaluation']
+                       for run in runs if run.variant == variant]
+        for column, role in ((4, 'student'), (6, 'teacher')):
+            if variant == 'supervised' and role == 'teacher':
+                assert row[6:8] == ['', '']
+                continue
+            best = [max(line[role] for line in lines) for lines in evaluations]
+            last = [lines[-1][role] for lines in evaluations]
+            for cell, values in zip(row[column:], (best, last)):
+                assert cell == '{:.2f} ± {:.2f}'.format(statistics.mean(values),
+                                                       statistics.stdev(values))
+    for text in ('## mine', 'What it shows.', 'optimizer steps of each run: 8', 'PyTorch',
+                 'sh scripts/train.sh', '| DSSN | 12.5 |', 'Source: nowhere',
+                 'python -m dssn.experiments run experiments/mine.yaml'):
+        assert text in page, text
+    for link in [part.split(')')[0] for part in page.split('](')[1:]]:
+        with Image.open(os.path.join('docs', link)) as picture:
+            assert min(picture.size) > 50
+    # Caption, two rows of 128 pixel tiles: image, truth and two variants.
+    with Image.open('docs/results/mine-predictions.png') as picture:
+        assert picture.size[1] > 2 * 90 and picture.size[0] > 4 * 90
+
+
+def interrupt(checkout, send, number):
+    """Start the experiment, and send a signal when its first run has been evaluated twice."""
+    process = start(checkout, 'run', 'experiments/mine.yaml')
+    metrics, end = os.path.join(planned()[0].folder, 'metrics.jsonl'), time.time() + 100
+    while not os.path.exists(metrics) or len(records(planned()[0])) < 2:
+        assert time.time() < end and process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    send(process.pid, number)
+    return process.communicate(timeout=60)[0], process.returncode
+
+
+def test_a_killed_experiment_continues(here, capsys):
+    checkout = here(dict(epochs=6), seeds=[1], variants={'DSSN': {}})
+    out, status = interrupt(checkout, os.killpg, signal.SIGKILL)
+    run, = planned()
+    assert status == -signal.SIGKILL and 2 <= len(records(run)) < 6, out
+    assert main(['list', 'experiments/mine.yaml']) == 0
+    assert 'started ' in capsys.readouterr().out
+    assert 'resuming' in ran(checkout)
+    found = records(run)
+    assert [line['epoch'] for line in found] == list(range(1, 7)) + [6]
+    write(seeds=[1], variants={'DSSN': {}}, exp='undisturbed')
+    ran(checkout)
+    assert without_clock(found) == without_clock(records(planned()[0]))
+
+
+def test_a_signal_ends_the_training_and_no_further_run_is_started(here):
+    checkout = here(dict(epochs=60), seeds=[1], variants={'a': {}, 'b': {}})
+    out, status = interrupt(checkout, os.kill, signal.SIGTERM)
+    first, second = planned()
+    assert status == 128 + signal.SIGTERM and 'not done: a' in out, out
+    assert records(first)[-1]['epoch'] < 60 and not os.path.exists(second.folder)
+
+
+def test_a_failure_stops_or_is_summed_up_at_the_end(here):
+    checkout = here(seeds=[1], variants={'a': {'init_from': 'none.pth'},
+                                         'b': {'init_from': 'none.pth'}, 'c': {}})
+    out = ran(checkout, status=1)
+    assert out.count('run 1 of 3') == 1 and 'run 2 of 3' not in out and 'none.pth' in out
+    assert out.count('not done: a, split all, seed 1: exit status 1') == 1
+    out = ran(checkout, '--keep-going', status=1)
+    assert all('run {} of 3'.format(number) in out for number in (1, 2, 3))
+    assert out.count('not done: ') == 2 and 'not done: c' not in out
+    assert len([line for line in out.splitlines() if line.startswith('| 1 ')]) == 1
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(here):
+    checkout = here(seeds=[1], variants={'a': {}, 'b': {}})
+    first, second = planned()
+    os.makedirs(first.folder)
+    held = Lock(first.folder)
+    out = ran(checkout, '--keep-going', status=1)
+    held.release()
+    assert 'not done: a' in out and 'in use by process' in out
+    assert not os.path.exists(os.path.join(first.folder, 'latest.pth'))
+    assert records(second)[-1]['kind'] == 'summary'
+
+
+@pytest.mark.parametrize('task, parts', [('2', ['--task 2', 'from 0 to 1']), ('-1', ['--task -1'])])
+def test_a_task_that_is_none(here, task, parts):
+    out = ran(here(seeds=[1]), '--task', task, status=1)
+    assert all(part in out for part in parts)
+
+
+# Stands for sbatch: notes what it is told, and runs the tasks at once.
+SBATCH = '''#!{python}
+import os, subprocess, sys
+options = dict(item.lstrip('-').partition('=')[::2] for item in sys.argv[1:])
+print('sbatch', sorted(options))
+first, last = options['array'].split('-')
+for task in range(int(first), int(last) + 1):
+    subprocess.check_call(['sh', '-c', options['wrap']], cwd=options['chdir'],
+                          env=dict(os.environ, SLURM_ARRAY_TASK_ID=str(task)))
+'''
+
+
+def test_an_array_job_has_a_run_in_each_task(here, tmp_path):
+    checkout = here(seeds=[1], variants={'a': {}, 'b': {'lean': True}})
+    assert 'no sbatch' in ran(checkout, '--slurm', 'gpu', status=1, PATH=str(tmp_path))
+    folder = tmp_path / 'bin'
+    folder.mkdir()
+    (folder / 'sbatch').write_text(SBATCH.format(python=sys.executable))
+    (folder / 'sbatch').chmod(0o755)
+    out = ran(checkout, '--set', 'epochs=1', '--slurm', 'gpu', '--gres=gpu:1',
+              PATH='{}:{}'.format(folder, os.environ['PATH']))
+    assert "'array'" in out and "'gres'" in out and "'partition'" in out
+    for run in planned('epochs=1'):
+        assert records(run)[-1]['kind'] == 'summary' and records(run)[-1]['epoch'] == 1
