@@ -113,7 +113,7 @@ class PlainLoader:
 
     def batches(self, epoch):
         self.steps.epoch = epoch
-        return iter(self.loader)
+        return (batch for batch, _ in self.loader)
 
 
 class PlainSet(Dataset):
