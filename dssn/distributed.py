@@ -29,6 +29,8 @@ STATIC_GRAPH = tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 14)
 class World:
     """This process's place: rank, local_rank, size, device."""
 
+    timeout = TIMEOUT
+
     def __init__(self, rank=0, local_rank=0, size=1, device='cpu'):
         self.rank, self.local_rank, self.size = rank, local_rank, size
         self.device = torch.device(device)

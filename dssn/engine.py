@@ -34,6 +34,7 @@ FREE_KEYS = ('workers', 'log_every', 'device', 'save_path', 'data_root', 'skip_c
              'checkpoint_backbone', 'save_every', 'on_nonfinite', 'max_skips', 'max_bad_samples',
              'allow_outside')
 RETRY = 60  # seconds from a save that failed to the next attempt
+ASIDE = 'before_'  # how the folders begin that --fresh moves old runs into
 INSPECT = 'nonfinite.pth'  # the networks at a number that was not finite
 
 
@@ -389,7 +390,8 @@ class Run:
             checkpoint.save(path, content)
         except OSError as error:
             return f'the networks could not be saved for inspection ({one_line(error)})'
-        return f'{path} holds the networks, the student as before that step'
+        return f'{path} holds the networks' + (
+            ', the student as before that step' if self.update.scaler is None else '')
 
     def check(self):
         """Raise a UserError before weights that are not finite can be saved."""
@@ -534,7 +536,7 @@ def move_aside(folder):
              or name.startswith('events.out.tfevents')]
     if not names:
         return []
-    target = os.path.join(folder, datetime.datetime.now().strftime('before_%Y%m%d_%H%M%S'))
+    target = os.path.join(folder, datetime.datetime.now().strftime(f'{ASIDE}%Y%m%d_%H%M%S'))
     os.mkdir(target)
     for name in names:
         os.replace(os.path.join(folder, name), os.path.join(target, name))

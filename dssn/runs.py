@@ -5,7 +5,7 @@ import statistics
 from typing import Any, Dict, List, NamedTuple
 
 from dssn import config, methods, records
-from dssn.engine import FREE_KEYS
+from dssn.engine import ASIDE, FREE_KEYS
 from dssn.errors import UserError
 
 LISTS = ('labeled', 'unlabeled', 'val', 'select_on')
@@ -68,12 +68,13 @@ def find_runs(folders):
 
 
 def run_folders(folder):
-    """The folders at or below `folder` that are a run's."""
+    """The folders at or below `folder` that are a run's; not what --fresh moved aside."""
     if not os.path.isdir(folder):
         raise UserError(f'{folder}: no such folder; name folders that training wrote, or above '
                         'them')
     found = [path for path, _, files in sorted(os.walk(folder))
-             if 'config.yaml' in files and 'metrics.jsonl' in files]
+             if 'config.yaml' in files and 'metrics.jsonl' in files
+             and (path == folder or not os.path.basename(path).startswith(ASIDE))]
     if not found:
         raise UserError(f'{folder}: holds no run, a folder with config.yaml and metrics.jsonl; '
                         'name folders that training wrote, or above them')

@@ -83,7 +83,8 @@ class Agreement:
         self.world, self.pending = world, None
         self.nothing = [0] * size
         # Groups are made by all ranks together. The network's own may be NCCL, of device tensors.
-        self.group = dist.new_group(backend='gloo') if world.size > 1 else None
+        self.group = dist.new_group(backend='gloo', timeout=world.timeout) if world.size > 1 \
+            else None
 
     def __call__(self, numbers):
         """Hand in this rank's whole numbers; returns the largest of all ranks'."""

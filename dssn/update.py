@@ -26,7 +26,8 @@ class Update:
         self.lr, self.total_steps = lr, total_steps
         self.scaler = precision.make_scaler(cfg)
         # Whether a gradient was not finite, on the device: the steps after it are left out too,
-        # so that the run stops with the weights of before. Not with `on_nonfinite: skip`.
+        # so that the run stops with the weights of before. Not with `on_nonfinite: skip`, nor with
+        # fp16, whose scaler meets such gradients as a matter of course.
         self.went_bad = torch.zeros((), dtype=torch.bool, device=world.device)
 
     def __call__(self, batch, epoch, step, watched=False):
@@ -50,7 +51,7 @@ class Update:
         terms = self.gradients(batch, step)
         norm = self.optimize()
         if kept:
-            self.restore(kept, norm)
+            self.restore(kept)
         if self.teacher is not None:
             self.average()
         terms = terms._replace(shares={**terms.shares, 'gradient_norm': norm})
@@ -87,15 +88,17 @@ class Update:
         """The optimizer's step; returns the gradient's norm, a scalar on the device."""
         if self.scaler is None:
             norm = gradient_norm(self.optimizer)
-            bad = ~torch.isfinite(norm)
+            self.bad = ~torch.isfinite(norm)
             if self.cfg.on_nonfinite == 'stop':
-                self.went_bad |= bad
-                bad = self.went_bad
-            guarded_step(self.optimizer, bad)
+                self.went_bad |= self.bad
+                self.bad = self.went_bad
+            guarded_step(self.optimizer, self.bad)
             return norm
         self.scaler.unscale_(self.optimizer)
+        norm = gradient_norm(self.optimizer)
+        self.bad = ~torch.isfinite(norm)
         # A gradient beyond fp16 is no fault: the scaler leaves the step out and scales less.
-        norm = torch.nan_to_num(gradient_norm(self.optimizer), posinf=0.0, neginf=0.0)
+        norm = torch.nan_to_num(norm, posinf=0.0, neginf=0.0)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return norm
@@ -107,11 +110,10 @@ class Update:
                 for buffer in network.buffers() if buffer.is_floating_point()]
 
     @torch.no_grad()
-    def restore(self, kept, norm):
+    def restore(self, kept):
         """Give the running statistics back where the gradient is not finite; they may not be."""
-        good = torch.isfinite(norm)
         for buffer, old in zip(self.statistics(), kept):
-            buffer.copy_(torch.where(good, buffer, old))
+            buffer.copy_(torch.where(self.bad, old, buffer))
 
     def average(self):
         ema.update(self.teacher, unwrap(self.student), self.method.keep_rate)

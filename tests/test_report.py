@@ -295,6 +295,15 @@ def test_a_folder_that_is_named_twice_counts_once(make, tmp_path, capsys):
     assert row['runs'] == '1 (seed 0)'
 
 
+def test_a_run_that_was_moved_aside_counts_only_where_it_is_named(make, tmp_path, capsys):
+    make('a', [40.0])
+    aside = make('a/before_20260131_235959', [99.0])
+    (row,), _ = report(capsys, str(tmp_path))
+    assert row['runs'] == '1 (seed 0)' and not any('99' in cell for cell in row.values())
+    (row,), _ = report(capsys, aside)
+    assert any('99' in cell for cell in row.values())
+
+
 # ---- files
 
 def test_the_csv_has_all_columns(make, tmp_path, capsys):
