@@ -71,6 +71,8 @@ class Training:
                 list(before) + command + ['--config', self.config, '--save-path', folder]
                 + [word for text in assignments for word in ('--set', text)],
                 cwd=self.work, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+                # A caller in the background ignores Ctrl-C, and its children would inherit that.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
                 env=dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES=''))
 
     def said(self):
@@ -154,7 +156,7 @@ def log_lines(folder):
                 'warning: TensorBoard', 'warning: ' + folder,
                 'save_path: ', 'workers: ')
     return [re.sub(r'images_per_second \S+|in \d+ s', '', line) for line in lines
-            if not line.startswith(left_out)]
+            if not line.startswith(left_out) and 'lock: left behind' not in line]
 
 
 def differences(folder, reference):
