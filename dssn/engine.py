@@ -4,7 +4,6 @@ A run can be stopped anywhere and goes on, by the same command, as if it had not
 random derives from the seed and the place, and the rest is in `latest.pth`.
 """
 import contextlib
-import datetime
 import os
 import signal
 import time
@@ -12,9 +11,6 @@ import time
 import torch
 
 from dssn import checkpoint, config, ema, methods, precision, records
-from dssn.data.check import quick_check
-from dssn.data.identity import identify
-from dssn.data.lists import read_list
 from dssn.data.loaders import TrainLoader
 from dssn.distributed import one_line, unwrap
 from dssn.errors import Stopped, UserError
@@ -22,8 +18,10 @@ from dssn.evaluation import evaluate
 from dssn.lock import Lock
 from dssn.logbook import Logbook
 from dssn.models import build_model
-from dssn.models.weights import load_backbone_weights, pretrained_file
 from dssn.optim import build_optimizer, load_optimizer
+from dssn.saving import INSPECT, Saver
+from dssn.starting import (check_data, choose_lr, identities, load_initial_weights, move_aside,
+                           prepare_folder, read_lists, writing)
 from dssn.stopping import Agreement, Signals
 from dssn.update import Update
 from dssn.watching import Watch
@@ -33,22 +31,6 @@ FREE_KEYS = ('workers', 'log_every', 'device', 'save_path', 'data_root', 'skip_c
              'eval_batch_size', 'panel_every', 'panel_images', 'watch_truth',
              'checkpoint_backbone', 'save_every', 'on_nonfinite', 'max_skips', 'max_bad_samples',
              'allow_outside')
-RETRY = 60  # seconds from a save that failed to the next attempt
-ASIDE = 'before_'  # how the folders begin that --fresh moves old runs into
-INSPECT = 'nonfinite.pth'  # the networks at a number that was not finite
-
-
-def prepare_folder(path):
-    """Make the run's folder and see that it can be written."""
-    try:
-        os.makedirs(path, exist_ok=True)
-        probe = os.path.join(path, '.writable')
-        with open(probe, 'w', encoding='utf-8'):
-            pass
-        os.remove(probe)
-    except OSError as error:
-        raise UserError(f'save_path = {path}: cannot be written ({error.strerror}); choose another '
-                        '--save-path') from None
 
 
 class Run:
@@ -83,9 +65,7 @@ class Run:
             self.best = {}  # {role: the highest mIoU, on select_on if there is such a list}
             self.miou = None  # the student's on val, as last evaluated
             self.skips = 0  # steps left out since they were not finite
-            self.every_steps, self.every_seconds = config.interval(cfg.save_every)
-            self.save_at, self.unsaved = time.monotonic() + (self.every_seconds or 1e12), {}
-            self.saved_step = self.unsaved_state = None
+            self.saver = Saver(cfg, self.log.say)
             self._build(notes)
         except BaseException:
             self.leave_folder()
@@ -184,7 +164,7 @@ class Run:
         if self.update.scaler and saved.get('scaler'):
             self.update.scaler.load_state_dict(saved['scaler'])
         self.epoch, self.seconds, self.best = saved['epoch'], saved['seconds'], saved['best']
-        self.step = self.saved_step = saved['step']
+        self.step = self.saver.saved_step = saved['step']
         self.miou, self.skips = saved['miou'], saved.get('skips', 0)
         if 'watch' in saved:
             self.watch.restore(saved['watch'])
@@ -222,7 +202,7 @@ class Run:
             if 'DataLoader worker' in str(error):  # comes at any moment, within a step too
                 raise UserError(f'{one_line(error)}; if its memory did not suffice use fewer '
                                 'workers; the same command goes on from step '
-                                f'{self.saved_step or 0}') from None
+                                f'{self.saver.saved_step}') from None
             raise
         finally:
             self.loader.close()  # not when the garbage collector comes by
@@ -257,7 +237,7 @@ class Run:
             log.revive(self.step)
             log.pause(time.time() - trained)
         self.agreement.finish()
-        self.world.on_main(self.finish_saving)
+        self.world.on_main(self.saver.finish)
 
     def take_time(self):
         """Add the time since the last look to the run's."""
@@ -327,13 +307,13 @@ class Run:
         """Save where it is due, and stop where any process was asked to."""
         if self.lock:
             self.lock.live()
-        late = self.world.is_main and time.monotonic() > self.save_at
+        late = self.world.is_main and self.saver.is_late()
         number, save = self.agreement([self.signals.number, int(late)])
         if number:
             self.check()
             self.save()
             self.stop(number, f'after step {self.step}')
-        if save or self.every_steps and self.step % self.every_steps == 0:
+        if save or self.saver.is_due(self.step):
             self.check()
             self.save()
 
@@ -341,8 +321,8 @@ class Run:
         """Say where the run stops for a signal, and raise Stopped."""
         self.agreement.finish()
         self.log.say(f'stopped by {signal.Signals(number).name} {where}; ' + (
-            'the same command goes on there' if self.saved_step == self.step else
-            f'it could not be saved, the same command goes on from step {self.saved_step or 0}'))
+            'the same command goes on there' if self.saver.saved_step == self.step else
+            f'it could not be saved, the same command goes on from step {self.saver.saved_step}'))
         raise Stopped(number)
 
     def on_check(self, fault):
@@ -413,9 +393,11 @@ class Run:
             if role in self.best and score.miou <= self.best[role]:
                 continue
             self.best[role] = score.miou
+            if not self.world.is_main:
+                continue
             name = {'student': 'best.pth', 'teacher': 't_best.pth'}[role]
-            self.unsaved[name] = {'model': checkpoint.weights(networks[role]), 'weights': role,
-                                  'miou': result[role].miou, **self.place()}
+            self.saver.waiting[name] = {'model': checkpoint.weights(networks[role]), 'weights': role,
+                                       'miou': result[role].miou, **self.place()}
 
     def place(self):
         """What every checkpoint says of the run, and of where it stands."""
@@ -423,51 +405,10 @@ class Run:
                 'step': self.step}
 
     def save(self):
-        """Write best.pth and t_best.pth if they are due, then latest.pth; on every rank.
-
-        A save that fails, on a full disk for example, is said, and tried again in a minute; the
-        state of before stays.
-        """
+        """Write latest.pth, after best.pth and t_best.pth if they are due; on every rank."""
         state = self.state()
         if self.world.is_main:
-            self.write(state)
-        else:
-            self.unsaved, self.saved_step = {}, self.step
-
-    def write(self, state):
-        folder, now = self.cfg.save_path, time.monotonic()
-        try:
-            # In this order: without its best.pth an evaluation is not to count as done.
-            for name in list(self.unsaved):
-                checkpoint.save(os.path.join(folder, name), self.unsaved[name])
-                del self.unsaved[name]
-            checkpoint.save(os.path.join(folder, checkpoint.LATEST), state,
-                            keep=os.path.join(folder, checkpoint.PREVIOUS))
-        except OSError as error:
-            self.log.say(f'warning: step {self.step} could not be saved in {folder}: '
-                         f'{one_line(error)}; it is tried again')
-            for content in self.unsaved.values():
-                # On a CPU these are the networks' own tensors, which go on to change.
-                content['model'] = {name: t.clone() for name, t in content['model'].items()}
-            self.save_at, self.unsaved_state = now + RETRY, state
-            return
-        self.saved_step, self.unsaved_state = self.step, None
-        self.save_at = now + (self.every_seconds or 1e12)
-
-    def finish_saving(self):
-        """Have the last state on the disk, which may have been full; on rank 0.
-
-        Raises:
-            UserError: it cannot be written even now.
-        """
-        for pause in (1, 5, 20):
-            if self.unsaved_state is None:
-                return
-            time.sleep(pause)
-            self.write(self.unsaved_state)
-        if self.unsaved_state is not None:
-            raise UserError(f'{self.cfg.save_path}: the end of the run could not be saved; make '
-                            f'room, and the same command goes on from step {self.saved_step or 0}')
+            self.saver.write(state)
 
     def state(self):
         """All that a run goes on from, on rank 0; some of it is gathered from the others."""
@@ -515,47 +456,6 @@ def set_statistics(network, vector):
         buffer.copy_(values.view_as(buffer))
 
 
-@contextlib.contextmanager
-def writing(folder):
-    """A disk that fails before there is anything to lose is the user's to see to."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f'{folder}: cannot be written: {one_line(error)}; make room, or choose '
-                        'another --save-path') from None
-
-
-def move_aside(folder):
-    """Move an earlier run's files into a folder of their own inside; returns lines for the log.
-
-    The logs of the scripts stay: one of them is being written.
-    """
-    names = [name for name in sorted(os.listdir(folder))
-             if name in ('best.pth', 't_best.pth', 'config.yaml', 'metrics.jsonl', 'train.log',
-                         checkpoint.LATEST, checkpoint.PREVIOUS, checkpoint.DAMAGED, INSPECT)
-             or name.startswith('events.out.tfevents')]
-    if not names:
-        return []
-    target = os.path.join(folder, datetime.datetime.now().strftime(f'{ASIDE}%Y%m%d_%H%M%S'))
-    os.mkdir(target)
-    for name in names:
-        os.replace(os.path.join(folder, name), os.path.join(target, name))
-    return [f'--fresh: the run that was here is now in {target}']
-
-
-def choose_lr(cfg, processes):
-    """(initial rate of the backbone, lines for the log): lr, or scaled to the global batch."""
-    batch = cfg.batch_size * processes
-    if not cfg.reference_batch or batch == cfg.reference_batch:
-        return cfg.lr, []
-    scaled = cfg.lr * batch / cfg.reference_batch
-    known = (f'the global batch is {batch} ({cfg.batch_size} x {processes} processes), lr = '
-             f'{cfg.lr:g} is meant for {cfg.reference_batch}')
-    if cfg.scale_lr:
-        return scaled, [f'{known}: scaled to {scaled:g}']
-    return cfg.lr, [f'{known}: scale_lr=true would make it {scaled:g}']
-
-
 def memory_advice(cfg, error):
     """What to do where a GPU's memory does not suffice, with the allocator's first sentence."""
     options = [(not cfg.checkpoint_backbone, 'checkpoint_backbone=true'),
@@ -566,48 +466,3 @@ def memory_advice(cfg, error):
     return (f'{error.split(". ")[0]}: batch_size {cfg.batch_size} at crop_size {cfg.crop_size} '
             f'with {cfg.backbone} does not fit; what saves memory, from what changes least to '
             f'what changes most (--set): {left}')
-
-
-def read_lists(cfg, uses_unlabeled):
-    """The samples of labeled, unlabeled (or None), val, and select_on (None without one)."""
-    def listed(key, masks):
-        path = getattr(cfg, key)
-        if not path:
-            raise UserError(f"no id list given: set {key} (--{key.replace('_', '-')})")
-        return read_list(path, masks, cfg.allow_outside)
-    return (listed('labeled_id_path', True),
-            listed('unlabeled_id_path', False) if uses_unlabeled else None,
-            listed('val_id_path', True),
-            read_list(cfg.select_on, True, cfg.allow_outside) if cfg.select_on else None)
-
-
-def check_data(cfg, world, labeled, unlabeled, val, select_on=None):
-    """`quick_check` on rank 0, unless `skip_check`; returns its warnings, lines for the log.
-
-    Raises:
-        UserError: on every rank, so that none waits for another that has ended.
-    """
-    if cfg.skip_check:
-        return []
-    return world.on_main(lambda: quick_check(cfg, labeled, unlabeled, val, select_on))
-
-
-def identities(cfg, uses_unlabeled):
-    """{'labeled': Identity, 'unlabeled': ..., 'val': ...} of the lists that the run reads."""
-    return {role: identify(path) for role, path in config.list_paths(cfg).items()
-            if role != 'unlabeled' or uses_unlabeled}
-
-
-def load_initial_weights(student, cfg):
-    """Load `init_from` or the pretrained backbone, if asked; returns lines for the log."""
-    if cfg.init_from:
-        state, _ = checkpoint.choose_weights(
-            checkpoint.read_torch_file(cfg.init_from), cfg.init_from)
-        left = checkpoint.load_weights(student, state, cfg.init_from, new_classifier=True)
-        note = f'; new, because of another class count: {", ".join(left)}' if left else ''
-        return [f'weights from {cfg.init_from}{note}']
-    if cfg.pretrained:
-        path = pretrained_file(cfg.backbone)
-        load_backbone_weights(student, cfg.backbone, cfg.stem, path)
-        return [f'backbone from {path}']
-    return []

@@ -5,8 +5,9 @@ import statistics
 from typing import Any, Dict, List, NamedTuple
 
 from dssn import config, methods, records
-from dssn.engine import ASIDE, FREE_KEYS
+from dssn.engine import FREE_KEYS
 from dssn.errors import UserError
+from dssn.starting import ASIDE
 
 LISTS = ('labeled', 'unlabeled', 'val', 'select_on')
 SCORED_BY = ('val', 'protocol', 'absent')  # facts that scores can only be compared under

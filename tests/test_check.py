@@ -908,34 +908,49 @@ def test_an_ignore_index_is_known_to_training_too(tiny_world):
     training(world)
 
 
-class Pair(World):
-    """One of two processes; `failures` is what both report together."""
+CHECK_AS_TWO = '''
+import sys
+sys.path.insert(0, {root!r})
+from dssn import config, distributed
+from dssn.data.lists import read_list
+from dssn.errors import UserError
+from dssn.starting import check_data
+cfg = config.load({config!r})
+with distributed.start('cpu') as world:
+    lists = [read_list({labeled!r}), None, read_list({val!r})]
+    try:
+        print(check_data(cfg, world, *lists))
+    except UserError as error:
+        print(error)
+distributed.exit()
+'''
 
-    def __init__(self, rank, failures):
-        super().__init__(rank, rank, 2)
-        self.failures = failures
 
-    def sum(self, tensor):
-        return tensor * 0 + self.failures
-
-    def prepare_student(self, model):
-        return model
-
-
-def test_other_processes_end_with_the_first(tiny_world, monkeypatch):
-    from dssn.engine import check_data
+def test_other_processes_end_with_the_first(tiny_world, tmp_path, port):
     world = tiny_world()
-    lists = read_list(world.labeled), None, read_list(world.val)
     labeled_image_in_val(world)
-    broken = lists[:2] + (read_list(world.val),)
-    with pytest.raises(UserError, match='val.txt line 4'):
-        check_data(world.load(), Pair(0, 1.0), *broken)
+    program = tmp_path / 'program.py'
+    program.write_text(CHECK_AS_TWO.format(root=ROOT, config=world.config_path,
+                                           labeled=world.labeled, val=world.val))
+    processes = [subprocess.Popen(
+        [sys.executable, str(program)], stdout=subprocess.PIPE, universal_newlines=True,
+        env=dict(os.environ, RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank),
+                 MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), OMP_NUM_THREADS='1'))
+        for rank in (0, 1)]
     # The check is made once; its words are said once.
-    with pytest.raises(UserError, match='process 0 says why'):
-        check_data(world.load(), Pair(1, 1.0), *broken)
-    assert check_data(world.load(), Pair(1, 0.0), *broken) == []
-    assert check_data(world.load(), Pair(0, 0.0), *lists) == []
-    assert check_data(world.load(skip_check=True), Pair(0, 0.0), *broken) == []
+    first, other = [process.communicate(timeout=120)[0] for process in processes]
+    assert 'val.txt line 4' in first
+    assert other == 'process 0 failed, and says why\n'
+
+
+def test_the_check_can_be_left_out(tiny_world):
+    from dssn.starting import check_data
+    world = tiny_world()
+    labeled_image_in_val(world)
+    broken = read_list(world.labeled), None, read_list(world.val)
+    assert check_data(world.load(skip_check=True), World(), *broken) == []
+    with pytest.raises(UserError, match='val.txt line 4'):
+        check_data(world.load(), World(), *broken)
 
 
 def test_the_flag_of_train(tiny_world):

@@ -29,7 +29,6 @@ def test_two_machines_train_together(tiny_checkout, port, num_gpu):
 
 def failed(checkout, port, **environment):
     """(output, seconds) of a training on two processes that fails."""
-    started = time.time()
     process = checkout.start('train.sh', 2, port, **environment)
     output = process.communicate(timeout=100)[0]
     assert process.returncode != 0, output

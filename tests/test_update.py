@@ -6,7 +6,7 @@ import torch
 import torch.nn as nn
 from test_methods import CE, OHEM, config, network, random_batch
 
-from dssn import ema, precision, update
+from dssn import ema, precision
 from dssn.batch import Batch
 from dssn.distributed import World
 from dssn.errors import UserError

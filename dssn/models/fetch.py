@@ -2,7 +2,6 @@
 import argparse
 import http.client
 import os
-import sys
 import urllib.request
 
 import torch
