@@ -156,8 +156,12 @@ def stopped(cfg, steps, number=signal.SIGTERM, workers=0):
         return real(self, *args, **kwargs)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(update.Update, '__call__', call)
-        with pytest.raises(Stopped) as caught:
-            train(cfg)
+        before = signal.signal(number, signal.SIG_DFL)  # tests in the background ignore Ctrl-C
+        try:
+            with pytest.raises(Stopped) as caught:
+                train(cfg)
+        finally:
+            signal.signal(number, before)
     assert caught.value.number == number
     assert len(done) == steps
 

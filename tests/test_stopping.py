@@ -25,7 +25,9 @@ with Signals() as signals:
 
 def start():
     process = subprocess.Popen([sys.executable, '-c', PROGRAM], cwd=ROOT, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, universal_newlines=True)
+                               stderr=subprocess.PIPE, universal_newlines=True,
+                               # Tests in the background ignore Ctrl-C, and it would inherit that.
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     assert process.stdout.readline() == 'ready\n'
     return process
 
