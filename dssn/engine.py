@@ -73,10 +73,12 @@ class Run:
 
     def _take_folder(self, fresh):
         """Lock the run's folder, on rank 0; returns lines for the log."""
-        prepare_folder(self.cfg.save_path)
-        self.lock = Lock(self.cfg.save_path)
-        notes = [self.lock.note] if self.lock.note else []
-        return notes + (move_aside(self.cfg.save_path) if fresh else [])
+        folder = self.cfg.save_path
+        prepare_folder(folder)
+        with writing(folder):
+            self.lock = Lock(folder)
+            notes = [self.lock.note] if self.lock.note else []
+            return notes + (move_aside(folder) if fresh else [])
 
     def leave_folder(self):
         if self.lock:

@@ -26,6 +26,7 @@ class Lock:
 
     Raises:
         UserError: another run holds the folder.
+        OSError: the file cannot be written.
     """
 
     def __init__(self, folder):
@@ -69,9 +70,7 @@ class Lock:
         try:
             # Of the process, not of the open file: processes that load data do not inherit it.
             fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except PermissionError:
+        except (BlockingIOError, PermissionError):  # which of them differs between systems
             return False
         except OSError:
             return None

@@ -18,6 +18,7 @@ from dssn.data.loaders import Schedule
 from dssn.distributed import World
 from dssn.engine import Run
 from dssn.errors import Stopped, UserError
+from dssn.lock import Lock
 
 STEPS = 4  # of an epoch of the tiny world: 9 unlabeled images in batches of 2
 
@@ -302,6 +303,14 @@ def test_a_save_that_fails_ends_nothing_and_is_made_up_for(tiny_world, monkeypat
     assert_same_run(whole, again)
     for name in ('best.pth', 't_best.pth'):
         assert_equal(read(whole, name), {**read(again, name), 'config': read(whole, name)['config']})
+
+
+def test_a_disk_that_is_full_from_the_start_is_one_error(tiny_world, monkeypatch):
+    def write(self, content):
+        raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(Lock, 'write', write)
+    with pytest.raises(UserError, match='No space left.*make room'):
+        Run(tiny_world().load(), World())
 
 
 def test_a_run_whose_end_cannot_be_saved_says_so(tiny_world, monkeypatch):
