@@ -1,6 +1,7 @@
 """Trained runs as their folders tell of them, in rows of runs that may be averaged."""
 import json
 import os
+import re
 import statistics
 from typing import Any, Dict, List, NamedTuple
 
@@ -95,8 +96,10 @@ def read_run(folder):
     facts = {role: known['sha256'] for role, known in lists.items()}
     facts.update(protocol=summary['protocol'] + window, absent=summary['absent'],
                  processes=summary['processes'] or NOT_RECORDED)
-    return Run(folder, cfg.seed, cfg.epochs, evaluations, summary, cfg.dataset, cfg.method,
-               {key: value for key, value in config.to_dict(cfg).items() if key not in NO_SETTINGS},
+    settings = {key: value for key, value in config.to_dict(cfg).items() if key not in NO_SETTINGS}
+    # Runs that each start from the run of their own seed are alike.
+    settings['init_from'] = re.sub(rf'seed{cfg.seed}(?!\d)', 'seed*', settings['init_from'])
+    return Run(folder, cfg.seed, cfg.epochs, evaluations, summary, cfg.dataset, cfg.method, settings,
                facts, {role: list_text(known) for role, known in lists.items()})
 
 

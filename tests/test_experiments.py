@@ -163,6 +163,7 @@ def test_what_is_planned_is_what_train_py_is_told(here):
     (dict(settings=[1]), ['settings = [1]', 'mapping']),
     (dict(settings={'lean': True}, variants={'a': {'method': 'supervised'}}), ["key 'lean'"]),
     (dict(settings={'batch_size': 9}), ['0 optimizer steps']),
+    (dict(reference='DSN'), ["reference: 'DSN'", 'supervised, DSSN']),
     (dict(splits='all'), ["splits = 'all'", 'list']), (dict(splits=['../x']), ["'../x'"]),
     (dict(splits=['none']), ['splits/tiny/none/unlabeled.txt', 'no such id list']),
     (dict(seeds=[1, 1]), ['each item once']), (dict(seeds=['x']), ["seeds: 'x'"]),
@@ -204,15 +205,16 @@ def test_shipped_experiments_have_sound_grids(path, monkeypatch):
                for line in head)
 
 
-@pytest.mark.parametrize('suffix', ['', '_cpu'])
-def test_camvid_and_ablation_share_the_runs_that_are_alike(monkeypatch, suffix):
+@pytest.mark.parametrize('methods, switches', [
+    ('camvid', 'ablation'), ('camvid_cpu', 'ablation_cpu'), ('shapes', 'ablation_shapes')])
+def test_an_ablation_shares_the_runs_that_are_alike(monkeypatch, methods, switches):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(grid, 'read_list', lambda path, masks=True: list(range(2000)))
-    camvid, ablation = [{run.folder: run for run in grid.plan(grid.read(
-        'experiments/{}{}.yaml'.format(name, suffix)))} for name in ('camvid', 'ablation')]
-    shared = set(camvid) & set(ablation)
-    assert {camvid[folder].variant for folder in shared} == {'supervised', 'DSSN'}
-    assert all(camvid[folder].cfg == ablation[folder].cfg for folder in shared)
+    of_methods, of_switches = [{run.folder: run for run in grid.plan(grid.read(
+        'experiments/{}.yaml'.format(name)))} for name in (methods, switches)]
+    shared = set(of_methods) & set(of_switches)
+    assert {of_methods[folder].variant for folder in shared} == {'supervised', 'DSSN'}
+    assert all(of_methods[folder].cfg == of_switches[folder].cfg for folder in shared)
 
 
 def test_published_scores_are_complete(monkeypatch):
@@ -229,8 +231,9 @@ def test_published_scores_are_complete(monkeypatch):
 # ---- running
 
 def test_a_whole_experiment(here, capsys):
-    checkout = here(dict(epochs=2), about='What it shows.', published=['mine'], variants={
-        'supervised': {'method': 'supervised'}, 'DSSN': {'lean': True}})
+    checkout = here(dict(epochs=2), about='What it shows.', published=['mine'],
+                    reference='supervised', findings='It was\nseen.', variants={
+                        'supervised': {'method': 'supervised'}, 'DSSN': {'lean': True}})
     with open(PUBLISHED, 'w') as file:
         yaml.safe_dump({'mine': dict(title='tiny', splits=['all'], rows={'DSSN': [12.5]},
                                      source='nowhere')}, file)
@@ -294,7 +297,11 @@ def check_page(runs, capsys):
             for cell, values in zip(row[column:], (best, last)):
                 assert cell == '{:.2f} ± {:.2f}'.format(statistics.mean(values),
                                                        statistics.stdev(values))
-    for text in ('## mine', 'What it shows.', 'optimizer steps of each run: 8', 'PyTorch',
+    gains = [records(two)[-2]['student'] - records(one)[-2]['student']
+             for one, two in zip(runs[::2], runs[1::2])]
+    assert [row[8] for row in rows] == ['', '{}{:.2f} ± {:.2f}'.format(
+        '+' if sum(gains) > 0 else '', statistics.mean(gains), statistics.stdev(gains))]
+    for text in ('## mine', 'What it shows.', 'It was\n\nseen.', 'optimizer steps of each run: 8', 'PyTorch',
                  'sh scripts/train.sh', '| DSSN | 12.5 |', 'Source: nowhere',
                  'python -m dssn.experiments run experiments/mine.yaml'):
         assert text in page, text
@@ -350,6 +357,35 @@ def test_a_failure_stops_or_is_summed_up_at_the_end(here):
     assert all('run {} of 3'.format(number) in out for number in (1, 2, 3))
     assert out.count('not done: ') == 2 and 'not done: c' not in out
     assert len([line for line in out.splitlines() if line.startswith('| 1 ')]) == 1
+
+
+def test_runs_that_start_from_those_of_another_experiment(here, capsys):
+    checkout = here(variants={'supervised': {'method': 'supervised'}})
+    os.rename('experiments/mine.yaml', 'experiments/first.yaml')
+    text = '{out}/tiny/supervised/first-supervised-seed{seed}/{split}/latest.pth'
+    write(after='experiments/first.yaml', settings={'init_from': text}, variants={'DSSN': {}})
+    # A run alone, or an array job, does not wait for what comes before.
+    for more in (['--task', '0'], ['--slurm', 'gpu']):
+        assert main(['run', 'experiments/mine.yaml', *more]) == 1
+        assert 'comes after experiments/first.yaml, of which 2 runs are not done (supervised, ' \
+            'split all, seed 1)' in capsys.readouterr().err
+    out = ran(checkout, '--out', 'runs', '--set', 'gate=0.5', 'epochs=1')
+    runs = grid.plan(grid.read('experiments/mine.yaml'), 'runs', ['gate=0.5', 'epochs=1'])
+    for run in runs:
+        start_from = 'runs/tiny/supervised/first-supervised-seed{}/all/latest.pth'.format(run.seed)
+        assert run.cfg.init_from == start_from and run.cfg.gate == 0.5
+        with open(os.path.join(run.folder, 'train.log')) as file:
+            assert 'weights from ' + start_from in file.read()
+    # Each starts from its own seed's run: they are alike, and averaged.
+    table = [line for line in out.splitlines() if line.startswith('|')]
+    assert len(table) == 3 and '2 (seeds 1, 2)' in table[2], out
+    assert main(['page', 'experiments/mine.yaml', '--out', 'runs', '--images', '1', '--set',
+                 'gate=0.5', 'epochs=1']) == 0
+    with open('docs/results.md') as file:
+        assert 'init_from=exp/tiny/supervised/first-supervised-seed1/all/latest.pth' in file.read()
+    write(after='experiments/none.yaml')
+    assert main(['run', 'experiments/mine.yaml']) == 1
+    assert 'experiments/none.yaml: no such' in capsys.readouterr().err
 
 
 def test_a_run_that_another_process_trains_is_left_to_it(here):

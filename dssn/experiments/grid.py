@@ -7,10 +7,14 @@
     splits: [1_8]                  splits/<dataset>/<split>/labeled.txt and unlabeled.txt
     seeds: [1, 2, 3]
     processes: 1                   of each run
-    settings: {epochs: 40}         config keys of all runs whose method has them
+    after: experiments/first.yaml  an experiment whose runs are trained before
+    settings: {epochs: 40}         config keys of all runs whose method has them; {out}, {split} and
+                                   {seed} in a text stand for the run's own
     variants:                      config keys of some of the runs; `method` is DSSN if left out
       supervised: {method: supervised}
       no contrast: {contrast: false}
+    reference: supervised          variant that the page of results subtracts from the others
+    findings: what they show       for the page of results
     published: [pascal_resnet101]  of experiments/published.yaml, for the page of results
 
 A run is a variant on a split with a seed. All runs on a split make the same number of optimizer
@@ -28,8 +32,8 @@ from dssn.data.lists import read_list
 from dssn.errors import UserError
 from dssn.yaml_text import read_mapping
 
-KEYS = ('about', 'config', 'exp', 'splits', 'seeds', 'processes', 'settings', 'variants',
-        'published')
+KEYS = ('about', 'config', 'exp', 'splits', 'seeds', 'processes', 'after', 'settings', 'variants',
+        'reference', 'findings', 'published')
 # Keys of a run's config that the grid decides.
 DECIDED = ('dataset', 'seed', 'save_path', 'epoch_steps')
 NAME = re.compile(r'[A-Za-z0-9_.+-]+')
@@ -44,8 +48,11 @@ class Experiment(NamedTuple):
     splits: List[str]
     seeds: List[int]
     processes: int
+    after: str
     settings: Dict[str, Any]
     variants: Dict[str, Dict[str, Any]]
+    reference: str
+    findings: str
     published: List[str]
 
     @property
@@ -88,20 +95,29 @@ def read(path):
             raise UserError(f"{path}: key '{key}' is missing; see experiments/shapes.yaml")
     variants = mapping(path, 'variants', content['variants'])
     experiment = Experiment(
-        path, ' '.join(str(content.get('about') or '').split()), str(content['config']),
+        path, flowing(content.get('about')), str(content['config']),
         str(content.get('exp') or os.path.splitext(os.path.basename(path))[0]),
         [plain(path, 'splits', str(split)) for split in items(path, 'splits', content['splits'])],
         [whole(path, 'seeds', seed, 0) for seed in items(path, 'seeds', content['seeds'])],
-        whole(path, 'processes', content.get('processes', 1), 1),
+        whole(path, 'processes', content.get('processes', 1), 1), str(content.get('after') or ''),
         mapping(path, 'settings', content.get('settings') or {}),
         {plain(path, 'variants', str(name)): mapping(path, f'variants: {name}', keys or {})
          for name, keys in variants.items()},
+        str(content.get('reference') or ''), flowing(content.get('findings')),
         [str(name) for name in items(path, 'published', content.get('published') or [])])
     plain(path, 'exp', experiment.exp)
+    if experiment.reference and experiment.reference not in experiment.variants:
+        raise UserError(f"{path}: reference: '{experiment.reference}' is none of the variants: "
+                        f"{', '.join(experiment.variants)}")
     for key in experiment.settings:
         if key == 'method':
             raise UserError(f'{path}: settings: method is for variants to choose')
     return experiment
+
+
+def flowing(text):
+    """A text whose lines are paragraphs, as YAML's folded style (>) gives it, as Markdown."""
+    return '\n\n'.join(' '.join(line.split()) for line in str(text or '').split('\n') if line.strip())
 
 
 def mapping(path, key, value):
@@ -176,6 +192,9 @@ def key_names(method):
 
 
 def plan_run(experiment, out, variant, split, seed):
+    own_names = {'{out}': out, '{split}': split, '{seed}': str(seed)}
+    experiment = experiment._replace(settings=filled(experiment.settings, own_names), variants={
+        variant: filled(experiment.variants[variant], own_names)})
     method, place = method_of(experiment, variant), f'{experiment.path}: {variant}'
     # What all runs share decides the number of steps.
     common = resolve(experiment, place, methods.find('DSSN', place), split, {})
@@ -199,6 +218,15 @@ def plan_run(experiment, out, variant, split, seed):
     return Planned(variant, split, seed, cfg, experiment.config,
                    [f'{key}={text_of(value)}' for key, value in keys.items()], exp, out,
                    experiment.processes, steps)
+
+
+def filled(keys, names):
+    """Config keys whose texts have what a name in braces stands for."""
+    def fill(value):
+        for name, text in names.items():
+            value = value.replace(name, text)
+        return value
+    return {key: fill(value) if isinstance(value, str) else value for key, value in keys.items()}
 
 
 def settings_of(experiment, method):

@@ -14,7 +14,7 @@ from dssn.experiments.show import command_text
 from dssn.experiments.standing import standing
 from dssn.records import ROLES
 from dssn.report import legend, mean_text
-from dssn.runs import Row, read_run, scores
+from dssn.runs import Row, mean_and_deviation, read_run, scores
 from dssn.yaml_text import read_mapping
 
 PUBLISHED = 'experiments/published.yaml'
@@ -70,11 +70,16 @@ def section(path, args, pictures):
     if done:
         groups = grouped(done)
         rows = [row for row, _ in groups]
-        lines += [table(groups), '', f'{legend(rows)}.', '', *circumstances(done), '']
+        lines += [table(groups, experiment.reference), '',
+                  f'{legend(rows)}{difference_note(experiment.reference)}.', '',
+                  *circumstances(done), '']
+        if experiment.findings:
+            lines += [experiment.findings, '']
         for split in dict.fromkeys(planned.split for planned in done):
             own = [(row, planned) for row, planned in groups if planned.split == split]
             lines += curves(experiment, split, own, pictures)
-        lines += samples(experiment, groups, pictures, args.images) + commands(groups)
+        lines += samples(experiment, groups, pictures, args.images)
+        lines += commands(groups, args.assignments)
     for name in experiment.published:
         lines += published(name)
     return '\n'.join(lines)
@@ -91,11 +96,14 @@ def grouped(done):
             for number, (_, group) in enumerate(order, 1)]
 
 
-def table(groups):
-    """Best and last scores of student and teacher, and what a run took."""
+def table(groups, reference):
+    """Best and last scores of student and teacher, gains, and what a run took."""
     heads = ['split', 'variant', 'labeled', 'runs'] + [f'{role} {which}' for role in ROLES
-                                                       for which in ('best', 'last')] + ['minutes']
+                                                       for which in ('best', 'last')]
+    heads += [f'over {reference}'] if reference else []
+    heads += ['minutes']
     lines = [heads, ['---'] * len(heads)]
+    references = {planned.split: row for row, planned in groups if planned.variant == reference}
     for row, planned in groups:
         lists = row.first.evaluations[-1].get('lists', {})
         line = [planned.split, planned.variant, str(lists.get('labeled', {}).get('lines', '')),
@@ -105,8 +113,27 @@ def table(groups):
             line += ['', ''] if score is None else [
                 mean_text(score.best, score.best_deviation),
                 mean_text(score.last, score.last_deviation)]
+        if reference:
+            line.append('' if planned.variant == reference else
+                        difference(row, references.get(planned.split)))
         lines.append(line + [minutes([run.summary['seconds'] for run in row.runs])])
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+
+def difference(row, reference):
+    """What a row's students have at the end over those of another with the same seeds, as text."""
+    last = [{run.seed: run.summary['last']['student']['miou'] for run in found.runs}
+            for found in (row, reference) if found]
+    if len(last) < 2 or not set(last[0]) & set(last[1]):
+        return ''
+    mean, deviation = mean_and_deviation([last[0][seed] - last[1][seed]
+                                          for seed in sorted(set(last[0]) & set(last[1]))])
+    return ('+' if mean > 0 else '') + mean_text(mean, deviation)
+
+
+def difference_note(reference):
+    return (f'; `over {reference}`: student last less that of {reference} with the same seed, mean '
+            'and deviation of these differences') if reference else ''
 
 
 def minutes(seconds):
@@ -157,15 +184,16 @@ def picture(text, path, pictures):
     return f'![{text}]({os.path.basename(pictures)}/{os.path.basename(path)})'
 
 
-def commands(groups):
+def commands(groups, assignments):
     """How each variant was run, for its first seed and split."""
     variants = {}
     for _, planned in groups:
         variants.setdefault(planned.variant, planned)
-    # Where data and runs lie is this machine's own.
+    # Where data and runs lie is this machine's own, if it was said on the command line.
+    given = [text for text in assignments if text.startswith('data_root=')]
     lines = [command_text(planned._replace(out='exp', assignments=[
-        text for text in planned.assignments if not text.startswith('data_root=')]))
-             for planned in variants.values()]
+        text.replace(planned.out + '/', 'exp/', 1) for text in planned.assignments
+        if not (given and text.startswith('data_root='))])) for planned in variants.values()]
     return ['The runs behind it, the first of each variant:', '', '```sh', *lines, '```', '']
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from dssn.errors import UserError
-from dssn.experiments.grid import command, plan, read
+from dssn.experiments.grid import command, key_names, method_of, plan, read
 from dssn.experiments.standing import standing
 from dssn.report import markdown, notes
 from dssn.runs import make_rows, read_run
@@ -25,7 +25,7 @@ def add_arguments(parser):
     a run failed, or 128 and the signal's number where one has ended it.
 
     --slurm PARTITION submits the runs as an array job, a run each task; what follows it goes to
-    sbatch.
+    sbatch. An experiment that it comes `after` is then to be done already, as with --task.
     """
     parser.add_argument('experiment', metavar='FILE', help='an experiment, experiments/NAME.yaml')
     parser.add_argument('--out', default='exp', help='folder above all runs (default: %(default)s)')
@@ -41,12 +41,16 @@ def add_arguments(parser):
 
 
 def run(args):
-    runs = plan(read(args.experiment), args.out, args.assignments)
-    for planned in runs:
+    experiment = read(args.experiment)
+    runs = plan(experiment, args.out, args.assignments)
+    before = plan_before(experiment, args.out, args.assignments)
+    for planned in before + runs:
         standing(planned)  # that a folder holds another run is said before any is started
     if not os.path.exists('scripts/train.sh'):
         raise UserError('scripts/train.sh: not here; run this from the root of the repository')
-    chosen = runs if args.task is None else [pick(runs, number) for number in args.task]
+    chosen = before + runs if args.task is None else [pick(runs, number) for number in args.task]
+    if args.slurm is not None or args.task is not None:
+        refuse_early(experiment, before)
     if args.slurm is not None:
         return submit(args, len(runs))
     failed, status = train_all(chosen, args.keep_going)
@@ -55,6 +59,22 @@ def run(args):
         print(f'not done: {planned.name}: exit status {code}; see the log in {planned.folder}',
               file=sys.stderr)
     return status
+
+
+def plan_before(experiment, out, assignments):
+    """The runs of the experiment that this one comes after, with what of `assignments` is for it."""
+    if not experiment.after:
+        return []
+    first = read(experiment.after)
+    names = {name for variant in first.variants for name in key_names(method_of(first, variant))}
+    return plan(first, out, [text for text in assignments if text.partition('=')[0] in names])
+
+
+def refuse_early(experiment, before):
+    missing = [planned for planned in before if standing(planned).state != 'done']
+    if missing:
+        raise UserError(f'{experiment.path}: comes after {experiment.after}, of which {len(missing)} '
+                        f'runs are not done ({missing[0].name}): run that first')
 
 
 def pick(runs, number):
