@@ -472,3 +472,8 @@ data_case('import: a folder that is not there', 'import', '../UniMatch')
 data_case('generate: another number of images than the published lists divide', 'generate', 'pascal', '--from',
           'labeled.txt', '--split', '92', '--seed', '0')
 data_case('prepare: a folder that is not there', 'prepare', 'cityscapes', '--source', 'cityscapes')
+data_case('shrink: a list that leaves data_root', 'shrink', 'labeled.txt', '--data-root', 'data', '--by', '2', '--out',
+          'small', prepare=lambda: line('labeled', 1, '../a.png b.png'))
+data_case('shrink: over the originals', 'shrink', 'labeled.txt', '--data-root', 'data', '--by', '2', '--out', 'data')
+data_case('shrink: masks as JPEG', 'shrink', 'labeled.txt', '--data-root', 'data', '--by', '2', '--out', 'small',
+          prepare=lambda: line('labeled', 1, 'images/labeled0.png masks/labeled0.jpg'))

@@ -43,7 +43,7 @@ def run(args):
         raise UserError(f"lists: two of them are called alike ({', '.join(lists)}), and would be one "
                         'file in --out; shrink them one after the other into other folders')
     if os.path.realpath(args.out) == os.path.realpath(args.data_root):
-        raise UserError(f'--out {args.out}: is --data-root, whose files would be lost; choose '
+        raise UserError(f'--out {args.out}: is --data-root, which is only read; choose '
                         'another folder')
     samples = [sample for listed in lists.values() for sample in listed]
     for sample in samples:

@@ -5,6 +5,7 @@ experiments/published.yaml, which names its source.
 """
 import importlib.util
 import os
+import shlex
 import sys
 
 from dssn.errors import UserError
@@ -20,9 +21,15 @@ from dssn.yaml_text import read_mapping
 PUBLISHED = 'experiments/published.yaml'
 HEAD = '''# Results
 
-Written by `python -m dssn.experiments page`; every number comes from the records of the runs, or is
-marked as published. Scores are mIoU in percent, mean ± sample standard deviation over seeds: `best`
-at the epoch that the run selected, for student and teacher each, and `last` at the last epoch.
+Every number on this page comes from the records of the runs, or is marked as published. The page is
+written by
+
+```sh
+{}
+```
+
+Scores are mIoU in percent, mean ± sample standard deviation over seeds: `best` at the epoch that the
+run selected, for student and teacher each, and `last` at the last epoch.
 '''
 
 
@@ -49,13 +56,20 @@ def run(args):
     pictures = os.path.splitext(args.page)[0]
     try:
         os.makedirs(pictures, exist_ok=True)
-        parts = [HEAD] + [section(path, args, pictures) for path in args.experiments]
+        parts = [HEAD.format(written_by(args))] + [section(path, args, pictures) for path in args.experiments]
         with open(args.page, 'w', encoding='utf-8') as file:
             file.write('\n'.join(parts))
     except OSError as error:
         raise UserError(f'--page {args.page}: cannot be written ({error})') from None
     print(f'{args.page}: {len(args.experiments)} experiments', file=sys.stderr)
     return 0
+
+
+def written_by(args):
+    """The command that writes the page; where data and runs lie is this machine's own."""
+    given = [text for text in args.assignments if not text.startswith('data_root=')]
+    words = ['python -m dssn.experiments page', *map(shlex.quote, args.experiments)]
+    return ' '.join(words + (['--set', *map(shlex.quote, given)] if given else []))
 
 
 def section(path, args, pictures):
