@@ -283,6 +283,12 @@ def check_page(runs, capsys):
         page = file.read()
     rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in page.splitlines()
             if line.startswith('| all')]
+    rows, classes = rows[:2], rows[2:]
+    for row, variant in zip(classes, ('supervised', 'DSSN')):
+        last = [records(run)[-2]['student_iou'] for run in runs if run.variant == variant]
+        assert row == ['all', variant] + ['{:.1f}'.format(statistics.mean(values)) for values in
+                                          zip(*[found.values() for found in last])]
+    assert len(classes) == 2
     assert [row[:4] for row in rows] == [['all', 'supervised', '5', '2 (1, 2)'],
                                          ['all', 'DSSN', '5', '2 (1, 2)']]
     for row, variant in zip(rows, ('supervised', 'DSSN')):

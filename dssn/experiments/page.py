@@ -6,6 +6,7 @@ experiments/published.yaml, which names its source.
 import importlib.util
 import os
 import shlex
+import statistics
 import sys
 
 from dssn.errors import UserError
@@ -87,6 +88,8 @@ def section(path, args, pictures):
         lines += [table(groups, experiment.reference), '',
                   f'{legend(rows)}{difference_note(experiment.reference)}.', '',
                   *circumstances(done), '']
+        lines += ['IoU of each class, students of the last epoch, mean over seeds:', '',
+                  class_table(groups), '']
         if experiment.findings:
             lines += [experiment.findings, '']
         for split in dict.fromkeys(planned.split for planned in done):
@@ -132,6 +135,22 @@ def table(groups, reference):
                         difference(row, references.get(planned.split)))
         lines.append(line + [minutes([run.summary['seconds'] for run in row.runs])])
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+
+def class_table(groups):
+    """The IoU of each class at the end of training."""
+    names = list(groups[0][0].first.evaluations[-1]['student_iou'])
+    lines = [['split', 'variant', *names], ['---'] * (2 + len(names))]
+    for row, planned in groups:
+        last = [run.evaluations[-1]['student_iou'] for run in row.runs]
+        lines.append([planned.split, planned.variant, *[mean_of(last, name) for name in names]])
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+
+def mean_of(found, name):
+    """A class's mean IoU as text; '-' where an absent class has none."""
+    values = [classes[name] for classes in found]
+    return '-' if None in values else f'{statistics.fmean(values):.1f}'
 
 
 def difference(row, reference):
