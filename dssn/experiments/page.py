@@ -5,6 +5,7 @@ experiments/published.yaml, which names its source.
 """
 import importlib.util
 import os
+import re
 import shlex
 import statistics
 import sys
@@ -224,9 +225,11 @@ def commands(groups, assignments):
         variants.setdefault(planned.variant, planned)
     # Where data and runs lie is this machine's own, if it was said on the command line.
     given = [text for text in assignments if text.startswith('data_root=')]
-    lines = [command_text(planned._replace(out='exp', assignments=[
-        text.replace(planned.out + '/', 'exp/', 1) for text in planned.assignments
-        if not (given and text.startswith('data_root='))])) for planned in variants.values()]
+    lines = []
+    for planned in variants.values():
+        own = [re.sub('^init_from=' + re.escape(planned.out), 'init_from=exp', text)
+               for text in planned.assignments if not (given and text.startswith('data_root='))]
+        lines.append(command_text(planned._replace(out='exp', assignments=own)))
     return ['The runs behind it, the first of each variant:', '', '```sh', *lines, '```', '']
 
 
