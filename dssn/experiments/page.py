@@ -204,14 +204,15 @@ def curves(experiment, split, groups, pictures):
 
 
 def samples(experiment, groups, pictures, count):
-    """Predictions of the first split's variants, on the first val images."""
+    """Predictions of the first split's variants, on some val images."""
     own = [(row, planned) for row, planned in groups if planned.split == groups[0][1].split]
     path = os.path.join(pictures, f'{experiment.name}-predictions.png')
     draw_samples(path, [(planned.variant, planned) for _, planned in own], count)
     first = own[0][1]
     return [picture('Predictions', path, pictures), '',
-            f'The first {count} val images, not chosen: image, truth, and the students of the last '
-            f'epoch, split {first.split}, seed {first.seed}.', '']
+            f'Val images from the first on, {count} at even distances in their list, not chosen: '
+            f'image, truth, and the students of the last epoch, split {first.split}, seed '
+            f'{first.seed}.', '']
 
 
 def picture(text, path, pictures):

@@ -19,7 +19,7 @@ CAPTION, GAP = 14, 4  # pixels
 
 
 def draw_samples(path, runs, count):
-    """Write the picture: a row for each of the first val images.
+    """Write the picture: a row for each of some val images, spread evenly over their list.
 
     Args:
         path: file to write. runs: [(caption, Planned)], finished, of one val list. count: images.
@@ -28,7 +28,9 @@ def draw_samples(path, runs, count):
         UserError: an image, or a checkpoint, cannot be read.
     """
     cfg = runs[0][1].cfg
-    images = EvalSet(cfg, read_list(cfg.val_id_path)[:count])
+    listed = read_list(cfg.val_id_path)
+    count = min(count, len(listed))
+    images = EvalSet(cfg, [listed[place * len(listed) // count] for place in range(count)])
     rows, colours = [], colours_of_classes(cfg)
     for position in range(len(images)):
         item = images[position]
