@@ -10,6 +10,7 @@ import shlex
 import statistics
 import sys
 
+from dssn.data.arguments import positive_number
 from dssn.errors import UserError
 from dssn.experiments.grid import plan, read
 from dssn.experiments.samples import draw_samples
@@ -50,7 +51,7 @@ def add_arguments(parser):
                         dest='assignments', help='as they were given to `run`')
     parser.add_argument('--page', default='docs/results.md', help='file to write (default: '
                         '%(default)s)')
-    parser.add_argument('--images', type=int, default=4,
+    parser.add_argument('--images', type=positive_number, default=4,
                         help='val images whose predictions are shown (default: %(default)s)')
 
 
