@@ -99,8 +99,8 @@ def read_run(folder):
     settings = {key: value for key, value in config.to_dict(cfg).items() if key not in NO_SETTINGS}
     # Runs that each start from the run of their own seed are alike.
     settings['init_from'] = re.sub(rf'seed{cfg.seed}(?!\d)', 'seed*', settings['init_from'])
-    return Run(folder, cfg.seed, cfg.epochs, evaluations, summary, cfg.dataset, cfg.method, settings,
-               facts, {role: list_text(known) for role, known in lists.items()})
+    return Run(folder, cfg.seed, cfg.epochs, evaluations, summary, cfg.dataset, cfg.method,
+               settings, facts, {role: list_text(known) for role, known in lists.items()})
 
 
 def identities(cfg, evaluations, path):

@@ -40,8 +40,8 @@ def run(args):
     lists = {path: read_list(path, masks=False) for path in args.lists}
     names = [os.path.basename(path) for path in lists]
     if len(set(names)) < len(names):
-        raise UserError(f"lists: two of them are called alike ({', '.join(lists)}), and would be one "
-                        'file in --out; shrink them one after the other into other folders')
+        raise UserError(f"lists: two of them are called alike ({', '.join(lists)}), and would be "
+                        'one file in --out; shrink them one after the other into other folders')
     if os.path.realpath(args.out) == os.path.realpath(args.data_root):
         raise UserError(f'--out {args.out}: is --data-root, which is only read; choose '
                         'another folder')

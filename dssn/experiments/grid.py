@@ -117,7 +117,8 @@ def read(path):
 
 def flowing(text):
     """A text whose lines are paragraphs, as YAML's folded style (>) gives it, as Markdown."""
-    return '\n\n'.join(' '.join(line.split()) for line in str(text or '').split('\n') if line.strip())
+    paragraphs = [' '.join(line.split()) for line in str(text or '').split('\n')]
+    return '\n\n'.join(paragraph for paragraph in paragraphs if paragraph)
 
 
 def mapping(path, key, value):

@@ -59,7 +59,8 @@ def run(args):
     pictures = os.path.splitext(args.page)[0]
     try:
         os.makedirs(pictures, exist_ok=True)
-        parts = [HEAD.format(written_by(args))] + [section(path, args, pictures) for path in args.experiments]
+        parts = [HEAD.format(written_by(args)),
+                 *[section(path, args, pictures) for path in args.experiments]]
         with open(args.page, 'w', encoding='utf-8') as file:
             file.write('\n'.join(parts))
     except OSError as error:

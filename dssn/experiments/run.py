@@ -62,7 +62,7 @@ def run(args):
 
 
 def plan_before(experiment, out, assignments):
-    """The runs of the experiment that this one comes after, with what of `assignments` is for it."""
+    """The runs of the experiment that this one comes after, by what of `assignments` it has."""
     if not experiment.after:
         return []
     first = read(experiment.after)
@@ -73,8 +73,8 @@ def plan_before(experiment, out, assignments):
 def refuse_early(experiment, before):
     missing = [planned for planned in before if standing(planned).state != 'done']
     if missing:
-        raise UserError(f'{experiment.path}: comes after {experiment.after}, of which {len(missing)} '
-                        f'runs are not done ({missing[0].name}): run that first')
+        raise UserError(f'{experiment.path}: comes after {experiment.after}, of which '
+                        f'{len(missing)} runs are not done ({missing[0].name}): run that first')
 
 
 def pick(runs, number):
