@@ -140,6 +140,17 @@ def test_settings_part_runs_and_are_named(make, capsys):
     assert [row['runs'] for row in rows] == ['1 (seed 0)', '2 (seeds 0, 1)'] + ['1 (seed 0)'] * 2
 
 
+def test_runs_that_start_from_their_own_seed_s_run_are_alike(make):
+    def rows(*starts):
+        folders = [make('%s-of-%d' % (start, seed), [40.0], seed=seed,
+                        init_from='exp/first-%s/latest.pth' % start) for seed, start in starts]
+        return [[run.seed for run in row.runs] for row in make_rows(find_runs(folders)[0])]
+    assert rows((1, 'seed1'), (10, 'seed10')) == [[1, 10]]
+    # All from one seed's run, or from runs of other kinds: not the same thing.
+    assert rows((2, 'seed1x'), (3, 'seed3x'), (4, 'b')) == [[2], [3], [4]]
+    assert rows((1, 'seed12'), (3, 'seed32')) == [[1], [3]]
+
+
 def test_settings_are_compared_within_a_data_set(make, capsys):
     rows, notes = report(capsys, make('a', [40.0]), make('b', [50.0], dataset='woods', nclass=4))
     assert [(row['data set'], row['differs in']) for row in rows] == [
