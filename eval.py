@@ -6,19 +6,20 @@
     python eval.py --checkpoint latest.pth --weights both --scales 0.75 1 1.25 --flip
     python eval.py --checkpoint best.pth --images photos --save-dir predictions
 
-Checkpoints of this project carry their config; for others give --config. On several processes
+Checkpoints of this project contain their config; for others give --config. With several processes
 (torchrun, srun) each image is still counted once. With --scales or --flip the probabilities of
 scaled and mirrored copies of an image are averaged.
 
---save-dir D writes D/index.html, a gallery to open in a browser, and in folders the predictions as
-class indices with the classes' palette, overlays, and with masks also error maps and panels.
+--save-dir D writes D/index.html, a gallery for a browser, and folders with pictures: the predicted
+class indices in the class colours, overlays, and with masks also error maps and panels.
 
---images takes every format that Pillow reads, in all folders below too; names that begin with a
-dot are left out. Images are turned as viewers turn them, transparency is left out, and of an
-animation the first frame is predicted. One that cannot be read, or has more than 8 bits a channel,
-is named at the end, and the exit status is then 1. Up to 2048 x 2048 pixels are predicted by the
-config's protocol (`center_crop`: as whole images); a larger image in overlapping tiles of at most that size, so that about 3 GiB of
-memory are enough on a CPU.
+--images reads every format that Pillow reads, in subfolders too. Files and folders whose names
+begin with a dot are skipped. Images are rotated by EXIF, transparency is ignored, and only the
+first frame of an animation is predicted. Images that cannot be read, or have more than 8 bits a
+channel, are named at the end, and the exit status is then 1. Images of up to 2048 x 2048 pixels are
+predicted by the protocol of the config (`center_crop`: as whole images). Larger images are
+predicted in overlapping tiles of at most that size, so that about 3 GiB of memory are enough on a
+CPU.
 """
 import argparse
 import json
@@ -26,45 +27,50 @@ import os
 import sys
 import time
 
-from dssn import checkpoint, config
-from dssn.errors import UserError
+from dssn import config
+from dssn.data.classes import names_of_classes
+from dssn.errors import UserError, status_without_reader
+from dssn.models.weights import choose_weights, load_weights, read_torch_file, roles_held
+from dssn.tools.experiments import oracles  # noqa: F401, registers its methods
 
 
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--checkpoint', required=True)
-    parser.add_argument('--config', help="YAML file; by default the checkpoint's own config")
+    parser.add_argument('--config', help='YAML file (default: the config in the checkpoint)')
     parser.add_argument('--weights', choices=('student', 'teacher', 'both'),
-                        help='which network, where the file holds both (default: student)')
+                        help='network to evaluate, if the file has both (default: student)')
     parser.add_argument('--id-path',
-                        help="id list to evaluate on; by default the config's val list")
+                        help='id list to evaluate on (default: the val list of the config)')
     parser.add_argument('--absent', choices=('skip', 'zero'),
-                        help='a class in neither truth nor prediction: left out of the mean, or 0 '
-                             'as published means count it (default: skip)')
+                        help='rule for a class in neither ground truth nor prediction: skip it in '
+                             'the mean, or count it as 0 as in published means (default: skip)')
     parser.add_argument('--scales', nargs='+', type=scale_factor, default=[1.0], metavar='FACTOR',
                         help='predict copies of each image scaled by these (default: 1)')
-    parser.add_argument('--flip', action='store_true', help='and mirrored left and right')
+    parser.add_argument('--flip', action='store_true',
+                        help='also predict copies mirrored left to right')
     parser.add_argument('--json', help='write the scores to this file')
-    parser.add_argument('--save-dir', help='write pictures and their gallery, index.html, here')
-    parser.add_argument('--images', help='predict the images in this folder, into --save-dir')
+    parser.add_argument('--save-dir', help='folder for pictures and their gallery, index.html')
+    parser.add_argument('--images', help='predict the images in this folder; needs --save-dir')
     parser.add_argument('--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE',
                         dest='assignments', help='override config keys')
-    parser.add_argument('--port', type=int, help="rank 0's port, where the launcher sets none")
+    parser.add_argument('--port', type=int, help='port of rank 0, if the launcher sets none')
     parser.add_argument('--local_rank', '--local-rank', type=int,
-                        help='set by some launchers; not for you')
+                        help='set by some launchers; not for users')
     args = parser.parse_args(argv)
     if args.images and not args.save_dir:
-        parser.error('--images needs --save-dir: where the predictions go')
+        parser.error('--images needs --save-dir, the folder for the predictions')
     if args.weights == 'both' and args.save_dir:
-        parser.error('--save-dir shows one network: give --weights student or teacher')
+        parser.error('--save-dir needs one network: give --weights student or teacher')
     for flag in ('id_path', 'absent', 'json'):
         if args.images and getattr(args, flag):
-            parser.error(f"--images has no truth: leave --{flag.replace('_', '-')} out")
+            parser.error(f"--images has no ground truth: leave --{flag.replace('_', '-')} out")
     return args
 
 
 def scale_factor(text):
+    """A factor of --scales, float."""
     try:
         value = float(text)
     except ValueError:
@@ -76,63 +82,72 @@ def scale_factor(text):
 
 def main(argv=None):
     args = parse_arguments(argv)
-    content = checkpoint.read_torch_file(args.checkpoint)
+    content = read_torch_file(args.checkpoint)
     cfg = read_config(args, content)
     states = choose_states(args, content)
 
-    from dssn import distributed
+    from dssn import distributed, precision
     from dssn.data.lists import check_files, read_list
-    from dssn.evaluation import predictor
+    from dssn.inference.evaluation import predictor
     from dssn.models import build_model
     if args.images:
-        from dssn.predict import find_images
+        from dssn.inference.predict import find_images
         samples, notes = find_images(args.images, args.save_dir)
     else:
         samples = read_list(cfg.val_id_path, True, cfg.allow_outside)
         check_files(samples, cfg.data_root)
     models = {role: build_model(cfg) for role in states}
     for role, model in models.items():
-        checkpoint.load_weights(model, states[role], args.checkpoint)
-    how = predictor(cfg.protocol, cfg.crop_size, args.scales, args.flip)
+        load_weights(model, states[role], args.checkpoint)
+    predict_indices = predictor(cfg.protocol, cfg.crop_size, args.scales, args.flip)
+    precision.prepare(cfg)
     with distributed.start(cfg.device, args.local_rank, args.port) as world:
+        precision.check_evaluation(cfg, world.device)
+        line = precision.set_arithmetic(cfg, world.device)
+        if line and world.is_main:
+            print(line)
         for model in models.values():
             model.to(world.device)
         if args.images:
-            return predict(args, cfg, models, how, samples, notes, world)
-        return score(args, cfg, models, how, samples, world)
+            return predict(args, cfg, models, predict_indices, samples, notes, world)
+        return evaluate_list(args, cfg, models, predict_indices, samples, world)
 
 
 def choose_states(args, content):
-    """{role: state dict} of the networks that --weights asks for."""
+    """{role: state dict} of the networks that --weights selects.
+
+    Raises:
+        UserError: the checkpoint does not contain them.
+    """
     if args.weights != 'both':
-        state, role = checkpoint.choose_weights(content, args.checkpoint, args.weights)
+        state, role = choose_weights(content, args.checkpoint, args.weights)
         return {role: state}
-    held = checkpoint.roles_held(content)
+    held = roles_held(content)
     if len(held) < 2:
-        raise UserError(f'{args.checkpoint}: does not hold both networks (found: '
-                        f"{', '.join(held) or 'one without a name'}); leave --weights out, or take "
+        raise UserError(f'{args.checkpoint}: does not contain both networks (found: '
+                        f"{', '.join(held) or 'one without a role'}); leave --weights out, or take "
                         'the latest.pth of a run with a teacher')
-    return {role: checkpoint.choose_weights(content, args.checkpoint, role)[0] for role in held}
+    return {role: choose_weights(content, args.checkpoint, role)[0] for role in held}
 
 
-def score(args, cfg, models, how, samples, world):
-    """Evaluate on a list; returns the exit status."""
-    from dssn.evaluation import evaluate, table
-    from dssn.pictures import PictureWriter
-    from dssn.records import ABSENT_TEXT
+def evaluate_list(args, cfg, models, predict_indices, samples, world):
+    """Evaluate on an id list, and print and write the scores; returns the exit status."""
+    from dssn.inference.evaluation import evaluate, table
+    from dssn.inference.pictures import PictureWriter
+    from dssn.run.metrics import ABSENT_TEXT
     absent = args.absent or 'skip'
     writer = PictureWriter(args.save_dir, cfg, samples) if args.save_dir else None
     started = time.time()
-    result = evaluate(models, cfg, samples, world, writer, absent, how)
+    result = evaluate(models, cfg, samples, world, writer, absent, predict_indices)
     seconds = time.time() - started
-    names = config.names_of_classes(cfg)
+    names = names_of_classes(cfg)
     setting = (f"{args.checkpoint} ({', '.join(models)}) on {cfg.val_id_path}: {len(samples)} "
                f'images, {protocol_text(args, cfg)}, absent classes: {absent}')
     if writer:
         (role, found), = result.items()
-        numbers = (f'mIoU {found.miou:.2f}, pixel accuracy {found.pixel_accuracy:.2f}; classes in '
-                   f'neither truth nor prediction: {found.absent}, {ABSENT_TEXT[absent]}')
-        writer.finish(world, f'{cfg.dataset}: {role}, mIoU {found.miou:.2f}', [setting, numbers],
+        scores = (f'mIoU {found.miou:.2f}, pixel accuracy {found.pixel_accuracy:.2f}; classes in '
+                  f'neither ground truth nor prediction: {found.absent}, {ABSENT_TEXT[absent]}')
+        writer.finish(world, f'{cfg.dataset}: {role}, mIoU {found.miou:.2f}', [setting, scores],
                       found)
     if world.is_main:
         print(setting)
@@ -145,25 +160,32 @@ def score(args, cfg, models, how, samples, world):
 
 
 def protocol_text(args, cfg):
-    """'sliding_window 801, scales 0.75 1.0, flipped'."""
+    """'sliding_window 801, scales 0.75 1.0, flipped, bf16'."""
     text = cfg.protocol if cfg.protocol == 'original' else f'{cfg.protocol} {cfg.crop_size}'
     if args.scales != [1.0]:
         text += ', scales ' + ' '.join(map(str, args.scales))
-    return text + ', flipped' * args.flip
+    text += ', flipped' * args.flip
+    return text if cfg.eval_amp == 'off' else f'{text}, {cfg.eval_amp}'
 
 
-def predict(args, cfg, models, how, samples, notes, world):
-    """Predict a folder; returns the exit status: 1 on rank 0 where an image could not be read."""
-    from dssn.pictures import PictureWriter
-    from dssn.predict import predict_folder
+def predict(args, cfg, models, predict_indices, samples, notes, world):
+    """Predict the images of a folder; returns the exit status, 1 if an image cannot be read.
+
+    Args:
+        notes: lines on skipped files.
+    """
+    from dssn.inference.pictures import PictureWriter
+    from dssn.inference.predict import predict_folder
+    from dssn.precision import half_in_evaluation
     (role, model), = models.items()
+    model = half_in_evaluation(model, cfg, world.device)
     writer = PictureWriter(args.save_dir, cfg, samples)
-    problems = predict_folder(model, args.images, samples, world, writer, how)
+    problems = predict_folder(model, args.images, samples, world, writer, predict_indices)
     facts = [f'{args.checkpoint} ({role}), {protocol_text(args, cfg)}'] + notes
     title = f'{cfg.dataset}: {role} on {args.images}'
     problems = writer.finish(world, title, facts, None, problems)
     if not world.is_main:
-        return 0  # a launcher would end rank 0 while it still writes
+        return 0  # with another status the launcher would end rank 0, which may still be writing
     for line in notes + problems:
         print(f'eval.py: {line}', file=sys.stderr)
     print(f'{len(samples) - len(problems)} of {len(samples)} images predicted; pictures: '
@@ -172,26 +194,31 @@ def predict(args, cfg, models, how, samples, notes, world):
 
 
 def read_config(args, content):
-    """The config from --config, or the one inside the checkpoint."""
+    """The config from --config, or the one in the checkpoint.
+
+    Raises:
+        UserError: there is no valid config.
+    """
     overrides = {'val_id_path': args.id_path}
     if args.config:
         return config.load(args.config, overrides, args.assignments)
     if not isinstance(content, dict) or not isinstance(content.get('config'), dict):
-        raise UserError(f'{args.checkpoint}: carries no config; give the one it was trained with: '
+        raise UserError(f'{args.checkpoint}: contains no config; give the one it was trained with: '
                         '--config configs/....yaml')
-    # Who uses a stranger's checkpoint has not allowed what its config allows.
+    # Settings in a checkpoint are not trusted: the user must set `allow_outside`.
     values = dict(content['config'], allow_outside=False)
     if isinstance(values.get('classes'), str):
-        raise UserError(f"{args.checkpoint}: its config's classes are no list of names; give a "
-                        'config: --config configs/....yaml')
+        raise UserError(f'{args.checkpoint}: `classes` in its config is not a list of names; give '
+                        'a config: --config configs/....yaml')
     return config.from_dict(values, args.checkpoint, overrides, args.assignments)
 
 
 def write_json(args, cfg, names, absent, result, seconds):
+    """Write the scores to --json; `names` are those of the classes."""
     content = {
         'checkpoint': args.checkpoint, 'id_path': cfg.val_id_path, 'protocol': cfg.protocol,
         'crop_size': cfg.crop_size, 'scales': args.scales, 'flip': args.flip, 'absent': absent,
-        'seconds': round(seconds, 2), 'scores': {},
+        'eval_amp': cfg.eval_amp, 'seconds': round(seconds, 2), 'scores': {},
     }
     for role, found in result.items():
         known = found._asdict()
@@ -204,7 +231,7 @@ def write_json(args, cfg, names, absent, result, seconds):
             json.dump(content, file, indent=1)
     except OSError as error:
         raise UserError(f'--json {args.json}: cannot be written ({error.strerror}); name a file in '
-                        'a folder that is there') from None
+                        'an existing folder') from None
 
 
 if __name__ == '__main__':
@@ -216,3 +243,5 @@ if __name__ == '__main__':
         sys.exit(f'eval.py: error: {error}')
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(status_without_reader())

@@ -1,42 +1,44 @@
-"""Train a segmentation network, semi-supervised or on labels alone.
+"""Train a segmentation network, semi-supervised or supervised.
 
-    sh scripts/train.sh <num_gpu> <port>                      one machine, or one of several
-    sh scripts/slurm_train.sh <num_gpu> <port> <partition>    slurm
+    sh scripts/train.sh <num_gpu> <port>                      on one or several machines
+    sh scripts/slurm_train.sh <num_gpu> <port> <partition>    with Slurm
     python train.py --config configs/shapes.yaml \\
         --labeled-id-path splits/shapes/20/labeled.txt \\
         --unlabeled-id-path splits/shapes/20/unlabeled.txt --save-path exp/mine
 
-Running the same command again resumes the run, or says that it is finished. Ctrl-C, SIGTERM and
-SIGUSR1 stop it after the step that it is at, saved; the exit status is then 128 + the signal's
-number (130, 143, 138). A second one ends it at once. Any config key can be given as
---set key=value; `--help-keys` lists them.
+Running the same command again resumes the run, or reports that it is finished. Ctrl-C, SIGTERM and
+SIGUSR1 stop the run after the current step, and its state is saved. The exit status is then 128 +
+the signal's number (130, 143, 138). A second signal stops it at once, without saving. Any config
+key can be set by --set key=value; `--help-keys` lists the keys.
 """
 import argparse
 import sys
 
 from dssn import config, methods
 from dssn.errors import Stopped, UserError
+from dssn.tools.experiments import oracles  # noqa: F401, registers its methods
 
 
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', required=True, help='YAML file of the experiment')
-    parser.add_argument('--method', help='overrides the config: ' + ', '.join(methods.all_methods()))
+    parser.add_argument('--method', help='training method, overrides the config: '
+                                         + ', '.join(methods.all_methods()))
     parser.add_argument('--labeled-id-path', help='id list with images and masks')
     parser.add_argument('--unlabeled-id-path', help='id list of images without masks')
     parser.add_argument('--save-path', help="the run's folder")
-    parser.add_argument('--port', type=int, help="rank 0's port, where the launcher sets none")
+    parser.add_argument('--port', type=int, help='port of rank 0, if the launcher sets none')
     parser.add_argument('--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE',
                         dest='assignments', help='override config keys')
     parser.add_argument('--skip-check', action='store_true', default=None,
-                        help='train without first looking at lists, files and some masks')
+                        help='do not check lists, files and some masks before training')
     parser.add_argument('--fresh', action='store_true',
-                        help='start over; what an earlier run left in the folder is moved aside')
+                        help='start over; files of an earlier run in the folder are moved aside')
     parser.add_argument('--dry-run', action='store_true',
                         help='print the resolved config and the size of the network, then stop')
     parser.add_argument('--local_rank', '--local-rank', type=int,
-                        help='set by some launchers; not for you')
+                        help='set by some launchers; not for users')
     parser.add_argument('--help-keys', action='store_true',
                         help='list the config keys of the method, then stop')
     return parser.parse_args(argv)
@@ -55,19 +57,20 @@ def main(argv=None):
     if args.dry_run:
         describe(cfg)
         return
-    from dssn import distributed
-    from dssn.engine import Run
+    from dssn import distributed, precision
+    from dssn.engine import start
     if not cfg.save_path:
         raise UserError('no folder for the run: give --save-path')
+    precision.prepare(cfg)
     with distributed.start(cfg.device, args.local_rank, args.port) as world:
-        run = Run(cfg, world, args.fresh)
+        run = start(cfg, world, args.fresh)
         if not run.resumed:
-            run.log.say(config.dump(cfg).rstrip())
+            run.log.write(config.dump(cfg).rstrip())
         run.fit()
 
 
 def describe(cfg):
-    """Print the resolved config and the size of the network it builds."""
+    """Print the resolved config and the number of parameters of its network."""
     from dssn.models import build_model
     parameters = sum(p.numel() for p in build_model(cfg).parameters())
     print(config.dump(cfg).rstrip())

@@ -6,7 +6,7 @@ import torch
 
 
 def make_teacher(student):
-    """A copy of the student that no gradient reaches."""
+    """A copy of the student whose parameters need no gradient."""
     teacher = copy.deepcopy(student)
     for parameter in teacher.parameters():
         parameter.requires_grad_(False)

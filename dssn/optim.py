@@ -1,19 +1,21 @@
-"""The optimizer, its schedule, and a step that a bad gradient cannot spoil."""
+"""The optimizer, its schedule, and a step that ignores gradients that are not finite."""
 import inspect
 
 import torch
 
-# From some PyTorch 2 on one kernel updates all parameters, and leaves out the whole update where
-# a flag on the device says so.
+# Newer PyTorch releases have a fused kernel for all parameters. It leaves out the whole update if a
+# flag on the device is set.
 FUSED = 'fused' in inspect.signature(torch.optim.SGD).parameters
 
 
 def build_optimizer(model, lr, lr_multi):
-    """SGD, momentum 0.9, weight decay 1e-4 on everything; two groups: backbone, everything else.
+    """SGD with momentum 0.9 and weight decay 1e-4 on all parameters.
+
+    The parameters are in two groups: the backbone, and all others.
 
     Args:
-        model: a network with a `backbone` attribute. lr: the backbone's rate; the other
-            parameters' is lr * lr_multi.
+        model: a network with a `backbone` attribute. lr: the rate of the backbone. lr_multi: the
+            other parameters have the rate lr * lr_multi.
     """
     backbone = list(model.backbone.parameters())
     in_backbone = {id(parameter) for parameter in backbone}
@@ -21,14 +23,14 @@ def build_optimizer(model, lr, lr_multi):
     groups = [{'params': backbone, 'lr': lr}, {'params': rest, 'lr': lr * lr_multi}]
     options = {'fused': True} if FUSED else {}
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9, weight_decay=1e-4, **options)
-    # From the start, where PyTorch makes them in the first step: that one may be left out.
+    # PyTorch makes the momenta in the first step, but that step may be left out.
     for parameter in backbone + rest:
         optimizer.state[parameter]['momentum_buffer'] = torch.zeros_like(parameter)
     return optimizer
 
 
 def load_optimizer(optimizer, state):
-    """Take over a saved state: momenta and rates, not how that PyTorch release made its steps."""
+    """Load momenta and rates from a saved state, but keep this release's kernels (`fused`)."""
     how = [{key: group[key] for key in ('foreach', 'fused') if key in group}
            for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
@@ -38,7 +40,7 @@ def load_optimizer(optimizer, state):
 
 @torch.no_grad()
 def gradient_norm(optimizer):
-    """Euclidean norm of all gradients, a float32 scalar on their device; inf or NaN if one is."""
+    """Euclidean norm of all gradients, a float32 scalar on the device; may be inf or NaN."""
     gradients = [p.grad for group in optimizer.param_groups for p in group['params']
                  if p.grad is not None]
     if hasattr(torch, '_foreach_norm'):
@@ -49,9 +51,9 @@ def gradient_norm(optimizer):
 
 
 def guarded_step(optimizer, bad):
-    """The optimizer's step; none of it, momentum included, where `bad` (bool scalar).
+    """The optimizer's step. If `bad`, weights and momenta keep their values.
 
-    The device decides: the host does not wait for it.
+    `bad` is a bool scalar on the device. The host does not wait for it.
     """
     if FUSED:
         optimizer.grad_scale, optimizer.found_inf = None, bad.float()
@@ -65,7 +67,7 @@ def guarded_step(optimizer, bad):
 
 @torch.no_grad()
 def _guarded_update(parameter, state, group, bad):
-    """torch.optim.SGD's arithmetic for one parameter, each result kept back where `bad`."""
+    """torch.optim.SGD's arithmetic for one parameter; no change if `bad`."""
     step = parameter.grad.add(parameter, alpha=group['weight_decay'])
     old = state['momentum_buffer']
     step = (old * group['momentum']).add_(step)
@@ -76,7 +78,8 @@ def _guarded_update(parameter, state, group, bad):
 def polynomial_lr(step, total_steps, base):
     """Rate used at `step` (from 0): base * (1 - max(step - 1, 0) / total_steps) ** 0.9.
 
-    The release sets the rate after the step, so each step uses the one before's; kept.
+    As in the release, which sets the rate after the step, so that each step uses the rate of the
+    step before.
     """
     return base * (1 - max(step - 1, 0) / total_steps) ** 0.9
 

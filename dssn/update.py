@@ -1,4 +1,4 @@
-"""The update: what one batch does to student and teacher."""
+"""The update of student and teacher by one batch."""
 import contextlib
 
 import numpy as np
@@ -12,12 +12,12 @@ from dssn.optim import gradient_norm, guarded_step, set_lr
 
 
 class Update:
-    """Makes the optimizer steps of a run, one a call; no step waits for the device.
+    """Makes one optimizer step per call. No step waits for the device.
 
     Args:
-        cfg, world, method: of the run. student, teacher: networks on the device, the student
-            in DDP where there are several processes, the teacher None where the method has none.
-        optimizer: the student's. lr: the backbone's initial rate. total_steps: of the run.
+        cfg, world, method: of the run. student: network on the device, in DDP if there are several
+            processes. teacher: network on the device, or None. optimizer: of the student. lr:
+            initial rate of the backbone. total_steps: of the run.
     """
 
     def __init__(self, cfg, world, method, student, teacher, optimizer, lr, total_steps):
@@ -25,22 +25,22 @@ class Update:
         self.student, self.teacher, self.optimizer = student, teacher, optimizer
         self.lr, self.total_steps = lr, total_steps
         self.scaler = precision.make_scaler(cfg)
-        # Whether a gradient was not finite, on the device: the steps after it are left out too,
-        # so that the run stops with the weights of before. Not with `on_nonfinite: skip`, nor with
-        # fp16, whose scaler meets such gradients as a matter of course.
+        # Whether any gradient was not finite (on the device). All later steps are then left out, so
+        # that the run stops with the weights before the fault. Not used with `on_nonfinite: skip`,
+        # nor with fp16, whose scaler causes such gradients regularly.
         self.went_bad = torch.zeros((), dtype=torch.bool, device=world.device)
 
     def __call__(self, batch, epoch, step, watched=False):
         """Train on a batch.
 
         Args:
-            batch: a `Batch` as the loader gives it. epoch, step: from 0. watched: whether the
-                predictions will be looked at.
+            batch: a `Batch` from the loader. epoch, step: from 0. watched: whether the predictions
+                of this step are needed, for panels.
 
         Returns:
-            (the batch on the device, the method's `Terms`, the loss, the rate of the backbone);
-            among the shares is `gradient_norm`. Where that is not finite the student stays as it
-            was; with `on_nonfinite: skip` BN's running statistics of both networks do, too.
+            (batch on the device, the method's `Terms`, loss, rate of the backbone). `gradient_norm`
+            is added to the fractions. If it is not finite, the student does not change. With
+            `on_nonfinite: skip` BN's running statistics of both networks do not change either.
         """
         cfg, optimizer = self.cfg, self.optimizer
         lr = set_lr(optimizer, step, self.total_steps, self.lr, cfg.lr_multi)
@@ -54,35 +54,38 @@ class Update:
             self.restore(kept)
         if self.teacher is not None:
             self.average()
-        terms = terms._replace(shares={**terms.shares, 'gradient_norm': norm})
+        terms = terms._replace(fractions={**terms.fractions, 'gradient_norm': norm})
         return batch, terms, self.method.total(terms.losses), lr
 
     def move(self, batch):
         return to(batch, self.world.device)
 
     def gradients(self, batch, step):
-        """Add up the gradients of the batch's parts; returns the whole batch's `Terms`."""
-        cfg, method = self.cfg, self.method
+        """Add up the gradients of the batch's parts; returns the mean of their `Terms`.
+
+        Parts are treated like the batches of several processes: losses are means over the part's
+        own pixels, and all parts count the same.
+        """
+        cfg = self.cfg
         networks = [model and precision.half(model, cfg, self.world.device)
                     for model in (self.student, self.teacher)]
-        parts = split(batch, cfg.accumulate)
-        whole = method.counts(*batch) if len(parts) > 1 else None
-        found = []
+        parts, found = split(batch, cfg.accumulate), []
         for number, part in enumerate(parts):
             seed_step(cfg.seed, step, self.world.rank, number)
-            terms = method(*networks, *part)
-            if whole:
-                terms = weighed(terms, method.counts(*part), whole)
-            self.backward(method.total(terms.losses), is_last=number + 1 == len(parts))
+            # Includes the forward pass, where DDP decides whether the backward pass will exchange
+            # gradients.
+            with contextlib.nullcontext() if number + 1 == len(parts) else \
+                    precision.unsynchronised(self.student):
+                terms = self.method(*networks, *part)
+                self.backward(self.method.total(terms.losses) / len(parts))
             found.append(detached(terms))
-        return joined(found)
+        return mean_of(found)
 
-    def backward(self, loss, is_last):
-        """Add a part's gradients; processes exchange them after the last one's."""
+    def backward(self, loss):
+        """Add a part's gradients. Under DDP the backward pass of the last part exchanges them."""
         if self.scaler:
             loss = self.scaler.scale(loss)
-        with contextlib.nullcontext() if is_last else precision.unsynchronised(self.student):
-            loss.backward()
+        loss.backward()
 
     def optimize(self):
         """The optimizer's step; returns the gradient's norm, a scalar on the device."""
@@ -97,7 +100,7 @@ class Update:
         self.scaler.unscale_(self.optimizer)
         norm = gradient_norm(self.optimizer)
         self.bad = ~torch.isfinite(norm)
-        # A gradient beyond fp16 is no fault: the scaler leaves the step out and scales less.
+        # A gradient beyond fp16 is no fault: the scaler skips the step and lowers its scale.
         norm = torch.nan_to_num(norm, posinf=0.0, neginf=0.0)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -111,7 +114,7 @@ class Update:
 
     @torch.no_grad()
     def restore(self, kept):
-        """Give the running statistics back where the gradient is not finite; they may not be."""
+        """If the gradient is not finite, reset BN's running statistics to `kept`."""
         for buffer, old in zip(self.statistics(), kept):
             buffer.copy_(torch.where(self.bad, old, buffer))
 
@@ -120,9 +123,10 @@ class Update:
 
 
 def seed_step(seed, step, rank, part=0):
-    """Derive the random numbers (channel dropout) of a step's part from where it stands.
+    """Seed the random numbers (channel dropout) of one part of a step.
 
-    A resumed run so draws what the undisturbed one would, with no state to carry over.
+    They derive from seed, step, rank and part. A resumed run therefore samples the same numbers as
+    an uninterrupted one, without saved state.
     """
     where = (seed, step, rank, 1) + ((part,) if part else ())
     words = np.random.SeedSequence(where).generate_state(1, np.uint64)
@@ -130,7 +134,7 @@ def seed_step(seed, step, rank, part=0):
 
 
 def split(batch, count):
-    """A `Batch` as `count` of equal size."""
+    """Split a `Batch` into `count` batches of equal size."""
     if count == 1:
         return [batch]
 
@@ -141,34 +145,22 @@ def split(batch, count):
     return [Batch(*parts) for parts in zip(*map(pieces, batch))]
 
 
-def weighed(terms, counts, whole):
-    """A part's terms as its addends to the whole batch's.
-
-    Args:
-        counts, whole: {term or share: pixels that it is a mean over}, in the part and in all.
-    """
-    def addends(values):
-        return {name: value * (counts[name].double() / whole[name].clamp(min=1)).to(value.dtype)
-                for name, value in values.items()}
-    return terms._replace(losses=addends(terms.losses), shares=addends(terms.shares))
-
-
 def detached(terms):
     return terms._replace(losses={name: value.detach() for name, value in terms.losses.items()})
 
 
-def joined(found):
-    """The `Terms` of a batch from those of its parts, whose losses and shares are addends."""
+def mean_of(found):
+    """The `Terms` of a batch from those of its parts: means of scalars, concatenated images."""
     if len(found) == 1:
         return found[0]
     first = found[0]
 
-    def summed(parts):
-        return {name: sum(part[name] for part in parts) for name in parts[0]}
+    def means(parts):
+        return {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
 
     def stacked(parts):
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     labels = {branch: type(known)(*map(torch.cat, zip(*[part.labels[branch] for part in found])))
               for branch, known in first.labels.items()}
-    return Terms(summed([part.losses for part in found]), summed([part.shares for part in found]),
+    return Terms(means([part.losses for part in found]), means([part.fractions for part in found]),
                  labels, stacked([part.predictions for part in found]))

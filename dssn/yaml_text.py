@@ -1,4 +1,4 @@
-"""YAML from strangers: plain values only, bounded in size and depth, no key twice."""
+"""Untrusted YAML: plain values only, bounded in size and depth, no key twice."""
 import re
 import reprlib
 
@@ -7,27 +7,27 @@ import yaml
 from dssn.errors import UserError
 
 LARGEST = 2 ** 20  # bytes of a file
-DEEPEST = 20       # lists and mappings in one another
-MOST = 20_000      # values, each counted as often as aliases repeat it
+DEEPEST = 20       # levels of nested lists and mappings
+MOST = 20_000      # values, counted again for each alias that repeats them
 
 
 def read_mapping(path):
     """The mapping in a YAML file (no code runs), with numbers like 1e-3 as numbers.
 
     Raises:
-        UserError: it cannot be read, is not YAML, too large, or no mapping of words to values.
+        UserError: the file cannot be read, is too large, is not YAML, or holds no mapping.
     """
     try:
         with open(path, encoding='utf-8') as file:
             text = file.read(LARGEST + 1)
     except FileNotFoundError:
-        raise UserError(f'{path}: no such config file; name another one: those that come with the '
-                        'project are in configs/') from None
+        raise UserError(f'{path}: no such config file; give another one, such as those in '
+                        'configs/') from None
     except (OSError, ValueError) as error:
         raise UserError(f'{path}: cannot be read as a config file: {error}; give a text file in '
                         'UTF-8') from None
     if len(text) > LARGEST:
-        raise UserError(f'{path}: larger than {LARGEST} characters, which no config is; give a '
+        raise UserError(f'{path}: larger than {LARGEST} characters, too large for a config; give a '
                         "file of 'key: value' lines")
     try:
         content = parse(text)
@@ -35,7 +35,7 @@ def read_mapping(path):
         raise UserError(f'{path}: not valid YAML: {error}; correct the line') from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold 'key: value' lines, found {type(content).__name__}; "
-                        'write one key a line, such as `epochs: 80`')
+                        'write one key per line, such as `epochs: 80`')
     for name in content:
         if not isinstance(name, str):
             raise UserError(f'{path}: key {shown(name)} is not a word; keys are names such as '
@@ -44,17 +44,21 @@ def read_mapping(path):
 
 
 def parse(text):
-    """The value that YAML text stands for; a ValueError says in one line what is wrong with it."""
+    """The value of YAML text.
+
+    Raises:
+        ValueError: the text is not valid or too large; the message is one line.
+    """
     loader = None
     try:
         loader = _Loader(text)
         return loader.get_single_data()
     except RecursionError:
-        raise ValueError('lists or mappings too deep in one another') from None
+        raise ValueError('lists or mappings are nested too deeply') from None
     except yaml.YAMLError as error:
         text = ' '.join(str(error).split()).replace(' in "<unicode string>", line', ' at line')
         raise ValueError(text) from None
-    except Exception as error:  # PyYAML on values that its tags do not allow raises almost anything
+    except Exception as error:  # values that do not fit their tags raise many types of errors
         raise ValueError(f'a value that its type does not allow ({type(error).__name__}: '
                          f'{" ".join(str(error).split())[:80]})') from None
     finally:
@@ -63,7 +67,7 @@ def parse(text):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without two traps of its release 1.1: `1e-3` is a number, and `1_8` is text, not 18."""
+    """YAML 1.1 with two exceptions: `1e-3` is a number, and `1_8` is text, not 18."""
 
     depth = 0
 
@@ -77,14 +81,14 @@ class _Loader(yaml.SafeLoader):
         self.depth += 1
         if self.depth > DEEPEST:
             raise yaml.composer.ComposerError(
-                None, None, f'more than {DEEPEST} lists or mappings in one another',
+                None, None, f'more than {DEEPEST} levels of nested lists or mappings',
                 self.peek_event().start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
 
     def expanded_size(self, node, known):
-        """Values in a node, each as often as aliases repeat it: a few lines can stand for 10^9."""
+        """Number of values in a node, aliases expanded: a few lines can mean 10^9 values."""
         if id(node) in known:
             if known[id(node)] is None:
                 raise yaml.composer.ComposerError(None, None, 'a value that contains itself',
@@ -97,7 +101,7 @@ class _Loader(yaml.SafeLoader):
         known[id(node)] = size = 1 + sum(self.expanded_size(part, known) for part in parts)
         if size > MOST:
             raise yaml.composer.ComposerError(
-                None, None, f'more than {MOST} values, aliases counted as what they repeat',
+                None, None, f'more than {MOST} values (aliases count as the values they repeat)',
                 node.start_mark)
         return size
 
@@ -130,9 +134,9 @@ _short.maxstring = _short.maxother = _short.maxlong = 200
 
 
 def shown(value):
-    """A value for a message: one line, of bounded length whatever it is."""
+    """A value as one line of bounded length, for messages."""
     try:
         text = ' '.join(_short.repr(value).split())
-    except Exception:  # a number of more digits than Python writes
+    except Exception:  # a number with too many digits for Python
         return f'a {type(value).__name__} too long to show'
     return text if len(text) <= 400 else f'{text[:400]}...'

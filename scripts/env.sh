@@ -1,19 +1,20 @@
 # shellcheck shell=sh
-# Sourced from the repository root: chooses the Python that runs dssn and leaves its path in $python.
+# Sourced from the repository root. Chooses the Python that runs dssn and sets $python to its path.
 #
-#   find_python            an environment that is there already, or one error that names what is missing
-#   set_up_python [LIST]   the same, but makes or completes .venv instead of failing;
-#                          LIST is a second list of packages, beside requirements.txt, that must be there
+#   find_python            finds an existing environment, or fails with one error on what is missing
+#   set_up_python [LIST]   the same, but creates or completes .venv instead of failing;
+#                          LIST is a second list of required packages, beside requirements.txt
 #
-# In order: the active environment, .venv, the Python on the PATH. Each is taken as it is when it has
-# the packages that the lists name and torch >= 1.8.1; the versions in the lists are for new environments.
+# The order is: the active environment, .venv, the Python on the PATH. An environment is used if it
+# has the packages in the lists and torch >= 1.8.1. The versions in the lists are for new
+# environments only.
 
 fail() {
     echo "${0##*/}: $1" >&2
     exit "${2:-1}"
 }
 
-# Prints the packages of the lists that this Python lacks. It imports none of them: torch takes seconds.
+# Prints the packages of the lists that this Python lacks, without importing them (torch is slow).
 print_missing='
 import re, sys
 from importlib.metadata import PackageNotFoundError, version
@@ -31,7 +32,7 @@ for path in sys.argv[1:]:
 print(" ".join(missing))
 '
 
-# has_packages PYTHON LIST...; what is wrong with that Python is left in $problem
+# has_packages PYTHON LIST...; sets $problem to what is missing, or to nothing
 has_packages() {
     candidate=$1
     shift
@@ -45,7 +46,7 @@ has_packages() {
     [ -z "$problem" ]
 }
 
-# search LIST...; the problem of the first Python that is there is left in $problems
+# search LIST...; sets $python, or $problems to the problem of the first Python that exists
 search() {
     problems=
     for python in "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" "${CONDA_PREFIX:+$CONDA_PREFIX/bin/python}" \
@@ -66,10 +67,10 @@ find_python() {
 \`pip install -r requirements.txt\` or \`sh scripts/quickstart.sh\` installs what is needed"
 }
 
-# require_new_python PYTHON REMEDY: the torch that requirements.txt pins wants Python 3.11
+# require_new_python PYTHON REMEDY: the torch in requirements.txt needs Python 3.11
 require_new_python() {
     version=$("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || fail \
-        "$1 does not run (a shim without a version behind it?): name one that does, e.g. PYTHON=python3.11"
+        "$1 does not run (a shim without a version?): name another, such as PYTHON=python3.11"
     case $version in
     2.* | 3.? | 3.10) fail "$1 is Python $version, and requirements.txt needs 3.11 or newer: $2, \
 or make an environment with env200.txt (Python 3.8-3.11) or env181.txt (3.8, 3.9), activate it and run this again" ;;
@@ -85,13 +86,13 @@ set_up_python() {
     echo "env: $python"
 }
 
-# An interrupted installation leaves .venv/incomplete behind, and the next run completes it.
+# The file .venv/incomplete marks an interrupted installation. The next run completes it.
 complete_venv() {
     if ! "$python" -m pip --version >/dev/null 2>&1; then
         require_new_python "${PYTHON:-python3}" 'set PYTHON=python3.11'
-        echo "env: making .venv with Python $version; the packages take some GB and some minutes"
+        echo "env: creating .venv with Python $version; the packages need some GB and some minutes"
         "${PYTHON:-python3}" -m venv .venv ||
-            fail "${PYTHON:-python3} could not make .venv; remove what there is of it and run this again"
+            fail "${PYTHON:-python3} could not create .venv; remove .venv and run this again"
     fi
     if [ -e .venv/incomplete ] || ! has_packages "$python" requirements.txt; then
         require_new_python "$python" 'remove .venv and set PYTHON=python3.11'
@@ -109,7 +110,7 @@ install() {
         fail "pip install -r $1 failed in .venv; run this again to complete it"
 }
 
-# free_port PORT: prints the first port from PORT on that a server may listen on
+# free_port PORT: prints the first port, starting at PORT, on which a server may listen
 free_port() {
     "$python" -c '
 import socket, sys

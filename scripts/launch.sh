@@ -1,6 +1,6 @@
 # shellcheck shell=sh
-# Sourced by train.sh and slurm_train.sh from the repository root, when "$@" holds the caller's
-# train.py arguments: checks the settings, finds the Python and puts the whole train.py command in "$@".
+# Sourced by train.sh and slurm_train.sh from the repository root. "$@" has the train.py arguments.
+# Checks the settings, finds the Python, and puts the whole train.py command into "$@".
 
 # shellcheck disable=SC2154 # the callers set usage, num_gpu, port and the five names of the run
 case $num_gpu in
@@ -22,7 +22,7 @@ set -- train.py --method "$method" --config "$config" \
     --unlabeled-id-path "splits/$dataset/$split/unlabeled.txt" \
     --save-path "$save_path" --port "$port" "$@"
 
-# new_log SUFFIX: makes the run's folder and in it a log named by the time; leaves its path in $log
+# new_log SUFFIX: creates the run's folder and a log in it, named by the time; sets $log to its path
 new_log() {
     log=$save_path/$(date +%Y%m%d_%H%M%S)$1.log
     reason=$({ mkdir -p -- "$save_path" && : >>"$log"; } 2>&1) || fail "cannot write to $save_path ($reason)"

@@ -1,5 +1,6 @@
 #!/bin/sh
-# From a fresh checkout to a trained, evaluated DSSN on the synthetic shapes, for a CPU or one GPU:
+# Trains and evaluates DSSN on the synthetic data set `shapes`, on a CPU or a GPU. First installs
+# what is missing:
 #   sh scripts/quickstart.sh [train.py arguments]
 
 set -e
@@ -11,7 +12,7 @@ CDPATH='' cd -- "$(dirname -- "$0")/.."
 set_up_python
 start=$(date +%s)
 
-"$python" -m dssn.data shapes
+"$python" -m dssn shapes
 
 dataset=shapes method=DSSN exp=resnet18 split=20 config=configs/shapes.yaml exp_root=exp \
     sh scripts/train.sh 1 "$(free_port 29500)" "$@"

@@ -1,14 +1,14 @@
 #!/bin/sh
 # Trains on a Slurm cluster: sh scripts/slurm_train.sh <num_gpu> <port> <partition> [train.py arguments]
 #
-# These five name the run, and the environment overrides them. For example, four GPUs on Pascal:
+# Five variables of the environment (defaults below) choose the run. Example: Pascal on four GPUs:
 #   dataset=pascal exp=resnet101 split=1_16 sh scripts/slurm_train.sh 4 29500 gpu
 #
-# It submits itself as a batch job and waits for it. Whatever else sbatch can be told by variables
-# reaches it: SBATCH_TIMELIMIT, SBATCH_ACCOUNT, SBATCH_QOS, SBATCH_EXCLUSIVE ... Training stops, saves
-# and is requeued SBATCH_SIGNAL=USR1@120 seconds before its time is up, or up to a minute earlier.
+# It submits itself as a batch job and waits for the job. sbatch reads its own variables too:
+# SBATCH_TIMELIMIT, SBATCH_ACCOUNT, SBATCH_QOS, SBATCH_EXCLUSIVE ... With SBATCH_SIGNAL=USR1@120
+# (the default) training saves, stops and is requeued 2 to 3 minutes before its time limit.
 
-# In the job Slurm runs a copy of this file, in the repository root.
+# In the job, Slurm runs a copy of this file in the repository root.
 if [ "${1-}" = --in-job ]; then
     shift
     exec "$1" scripts/slurm_job.py "$@"
@@ -20,8 +20,9 @@ exp=${exp:-resnet18}
 split=${split:-20}
 config=${config:-configs/$dataset.yaml}
 
-# So it does these. <num_gpu> counts the GPUs of all nodes; gres is gpu:<those of one node>, and
-# gres= (empty) asks for none.
+# More variables of the environment: nodes, cpus_per_task and gres. <num_gpu> counts the GPUs of all
+# nodes. The default of gres is gpu:<GPUs of one node>; gres= (empty) requests none. gres=
+# SBATCH_GPUS_PER_TASK=1 requests one GPU per process instead.
 nodes=${nodes:-1}
 cpus_per_task=${cpus_per_task:-8}
 
@@ -51,7 +52,7 @@ command -v sbatch >/dev/null || fail 'no sbatch on the PATH: this needs Slurm; s
 
 export SBATCH_SIGNAL="${SBATCH_SIGNAL:-USR1@120}"
 new_log ''
-# A job that is requeued goes on in the same log. In its name sbatch would replace % and what follows.
+# A requeued job continues the same log. % is doubled, because sbatch replaces patterns such as %j.
 exec "$python" scripts/submit.py "$log" sbatch --wait --requeue --parsable --partition="$partition" \
     --nodes="$nodes" --ntasks="$num_gpu" --ntasks-per-node="$per_node" ${gres:+--gres="$gres"} \
     --cpus-per-task="$cpus_per_task" --job-name="$dataset-$method-$exp-$split" --chdir="$PWD" \

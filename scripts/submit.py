@@ -1,8 +1,11 @@
-"""Submits a batch job and waits for it, with its log on the terminal: python scripts/submit.py LOG SBATCH...
+"""Submit a batch job, wait for its end, and show its log on the terminal:
 
-SBATCH is the command, with --wait and --parsable; LOG is the job's output file. The exit status is
-that of the job, and never 0 if it was cancelled or ran out of time. Ctrl-C and SIGTERM cancel the
-job; a second one does not wait for its end. A terminal that goes away leaves the job running.
+    python scripts/submit.py LOG SBATCH...
+
+SBATCH is the sbatch command with --wait and --parsable. LOG is the job's output file. The exit
+status is that of the job, and not 0 if the job was cancelled or ran out of time. Ctrl-C and SIGTERM
+cancel the job; after a second signal the script no longer waits for the job's end. If the terminal
+closes, the job keeps running.
 """
 import os
 import re
@@ -16,24 +19,25 @@ from logged import on_signal
 
 def main(log_path, command):
     signals = []
-    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)  # and sbatch inherits it: it is to wait for the end
+    # sbatch inherits that Ctrl-C is ignored, so it keeps waiting for the end of the job.
+    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)
     sbatch = subprocess.Popen(command, stdout=subprocess.PIPE)
     signal.signal(signal.SIGINT, ignored)
     for number in (signal.SIGINT, signal.SIGTERM):
         on_signal(number, lambda number, frame: signals.append(number))
-    job, _, cluster = sbatch.stdout.readline().decode().strip().partition(";")
-    clusters = ["--clusters=" + cluster] if cluster else []
+    job, _, cluster = sbatch.stdout.readline().decode().strip().partition(';')
+    clusters = ['--clusters=' + cluster] if cluster else []
     if job:
-        show("job: %s (Ctrl-C cancels it)\n" % job)
-        wait(sbatch, log_path, ["scancel"] + clusters + [job], signals)
-    else:  # refused, and sbatch has said why
+        show(f'job: {job} (Ctrl-C cancels it)\n')
+        wait(sbatch, log_path, ['scancel'] + clusters + [job], signals)
+    else:  # refused; sbatch has printed the reason
         sbatch.wait()
         os.remove(log_path)
-    status = sbatch.returncode or 0  # it has none where we did not wait for it
+    status = sbatch.returncode or 0  # None if sbatch has not ended
     if job and not signals:
         state = state_of(job, clusters, signals)
-        if state != "COMPLETED":
-            show("job: %s %s\n" % (job, state))
+        if state != 'COMPLETED':
+            show(f'job: {job} {state}\n')
             status = status or 1
     if signals:
         return 128 + signals[0]
@@ -41,17 +45,17 @@ def main(log_path, command):
 
 
 def wait(sbatch, log_path, cancel, signals):
-    """Shows what the job writes until it has ended."""
+    """Show the output of the job until it has ended."""
     shown, cancelled, ended = 0, False, False
     while not ended and len(signals) < 2:
         time.sleep(0.2)
         ended = sbatch.poll() is not None
         if signals and not cancelled and not ended:
-            show("cancelling the job: %s\n" % " ".join(cancel))
+            show('cancelling the job: {}\n'.format(' '.join(cancel)))
             cancelled = True
             subprocess.call(cancel)
-        # Opened anew each time, since only then NFS looks at what another machine has written.
-        with open(log_path, "rb") as file:
+        # Open the file again each time: otherwise NFS does not show the writes of another machine.
+        with open(log_path, 'rb') as file:
             file.seek(shown)
             written = file.read()
         shown += len(written)
@@ -59,18 +63,18 @@ def wait(sbatch, log_path, cancel, signals):
 
 
 def state_of(job, clusters, signals, patience=600):
-    """How the job ended: sbatch --wait has 0 for one that was cancelled.
+    """The final state of the job. sbatch --wait returns 0 also for a cancelled job.
 
-    Slurm does not tell while it cleans up behind the job; that is waited for `patience` seconds.
+    The state is not known while Slurm cleans up after the job. Wait at most `patience` seconds.
     """
     end = time.time() + patience
     while True:
-        found = subprocess.run(["scontrol"] + clusters + ["--oneliner", "show", "job", job],
+        found = subprocess.run(['scontrol'] + clusters + ['--oneliner', 'show', 'job', job],
                                stdout=subprocess.PIPE)
-        state = re.search(r"\bJobState=(\S+)", found.stdout.decode("utf-8", "replace"))
+        state = re.search(r'\bJobState=(\S+)', found.stdout.decode('utf-8', 'replace'))
         if not state:
-            return "ended in a state that scontrol does not know"
-        if state.group(1) != "COMPLETING" or signals or time.time() > end:
+            return 'ended in a state that scontrol does not know'
+        if state.group(1) != 'COMPLETING' or signals or time.time() > end:
             return state.group(1)
         time.sleep(0.5)
 
@@ -79,9 +83,9 @@ def show(written):
     try:
         sys.stdout.buffer.write(written if isinstance(written, bytes) else written.encode())
         sys.stdout.flush()
-    except OSError:  # the terminal is gone: the job goes on, and so does the wait for its status
-        sys.stdout = open(os.devnull, "w")
+    except OSError:  # the terminal is closed: keep waiting for the job's status
+        sys.stdout = open(os.devnull, 'w')
 
 
-if __name__ == "__main__":
+if __name__ == '__main__':
     sys.exit(main(sys.argv[1], sys.argv[2:]))

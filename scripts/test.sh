@@ -1,9 +1,13 @@
 #!/bin/sh
 # Runs the tests: sh scripts/test.sh [pytest arguments]
+# One test per core runs at a time, and one more, since many wait for processes that they start;
+# `-n 0` runs one after the other.
 
 CDPATH='' cd -- "$(dirname -- "$0")/.." || exit 1
 # shellcheck source=scripts/env.sh
 . scripts/env.sh
 set_up_python tests/requirements.txt
 
-exec "$python" -m pytest "$@"
+cores=$("$python" -c 'import os
+print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
+exec "$python" -m pytest -n $((cores + 1)) --dist loadgroup "$@"

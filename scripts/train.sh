@@ -1,13 +1,13 @@
 #!/bin/sh
 # Trains on one machine or several: sh scripts/train.sh <num_gpu> <port> [train.py arguments]
 #
-# These five name the run, and the environment overrides them. For example, four GPUs on Pascal:
+# Five variables of the environment (defaults below) choose the run. Example: Pascal on four GPUs:
 #   dataset=pascal exp=resnet101 split=1_16 sh scripts/train.sh 4 29500
 #
-# On several machines start the same command on each, with NNODES, NODE_RANK and MASTER_ADDR, and
-# <num_gpu> of one machine. For example, four GPUs on each of two machines:
+# On several machines, start the same command on each with NNODES, NODE_RANK and MASTER_ADDR.
+# <num_gpu> counts the GPUs of one machine. Example: two machines with four GPUs each:
 #   NNODES=2 NODE_RANK=0 MASTER_ADDR=first.example.org sh scripts/train.sh 4 29500     on the first
-#   NNODES=2 NODE_RANK=1 MASTER_ADDR=first.example.org sh scripts/train.sh 4 29500     on the other
+#   NNODES=2 NODE_RANK=1 MASTER_ADDR=first.example.org sh scripts/train.sh 4 29500     on the second
 
 dataset=${dataset:-shapes}
 method=${method:-DSSN}
@@ -24,7 +24,7 @@ CDPATH='' cd -- "$(dirname -- "$0")/.." || exit 1
 # shellcheck source=scripts/env.sh
 . scripts/env.sh
 
-# The machines. <num_gpu> counts the GPUs of each.
+# Number and rank of the machines.
 nodes=${NNODES:-1}
 node=${NODE_RANK:-0}
 case $nodes in
@@ -46,13 +46,13 @@ fi
 # shellcheck source=scripts/launch.sh
 . scripts/launch.sh
 
-# The processes meet at this port of the first machine.
+# The processes connect to this port of the first machine.
 if [ "$node" -eq 0 ]; then
     free=$(free_port "$port")
     [ "$free" = "$port" ] || fail "port $port is in use or not allowed here; port $free is free"
 fi
 
-# Several machines may share the run's folder: each has a log of its own.
+# Several machines may share the run's folder, so each has a log of its own.
 suffix=
 [ "$nodes" -eq 1 ] || suffix=_node$node
 new_log "$suffix"
@@ -61,7 +61,7 @@ if [ $((num_gpu * nodes)) -eq 1 ]; then
     exec "$python" scripts/logged.py "$log" "$python" -u "$@"
 fi
 
-# Processes that share the cores would otherwise each start a thread for every core.
+# Without a limit, each process would start a thread for every core of the machine.
 if [ -z "${OMP_NUM_THREADS-}" ]; then
     OMP_NUM_THREADS=$(($(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) / num_gpu))
     [ "$OMP_NUM_THREADS" -ge 1 ] || OMP_NUM_THREADS=1
@@ -70,7 +70,7 @@ fi
 
 set -- --nnodes "$nodes" --nproc_per_node "$num_gpu" --master_port "$port" "$@"
 [ "$nodes" -eq 1 ] || set -- --node_rank "$node" --master_addr "$MASTER_ADDR" "$@"
-# torch 1.8 has no torch.distributed.run; the file tells without the seconds that importing torch takes.
+# torch 1.8 has no torch.distributed.run. Look for its file, because importing torch is slow.
 if "$python" -c 'import importlib.util as u, os, sys
 sys.exit(not os.path.exists(os.path.join(os.path.dirname(u.find_spec("torch").origin), "distributed", "run.py")))'; then
     set -- torch.distributed.run "$@"

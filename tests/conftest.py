@@ -7,16 +7,40 @@ import socket
 import subprocess
 import sys
 
-import numpy as np
-import pytest
-import torch
-import yaml
-from PIL import Image
+# Several tests run at the same time, with trainings that they start: one thread each. PyTorch reads
+# this when it is imported.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import yaml  # noqa: E402
+from PIL import Image  # noqa: E402
 
 # So that plain `pytest` finds the package too, not only `python -m pytest`.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-torch.set_num_threads(1)
+# Test files of what calls neither PyTorch nor NumPy nor Pillow in a way that differs by release:
+# shell scripts, Slurm, lists, the order of runs, tables and pages. CI runs them on the current
+# stack alone, and so the numbers of the published program (fidelity): they were made with its
+# releases. The older stacks run all others, and import every module (test_imports.py).
+ONE_STACK = ('append_log', 'error_cases', 'evidence', 'experiments', 'fidelity', 'folders',
+             'gallery', 'gpu_check', 'identity', 'lists', 'lock', 'report', 'scripts', 'slurm',
+             'split', 'torture')
+# Test files that one process runs whole: they share a Slurm cluster, or large networks.
+TOGETHER = ('fidelity', 'slurm')
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark the tests of `ONE_STACK` and `TOGETHER`, before `-m` chooses."""
+    for item in items:
+        name = item.path.stem[len('test_'):]
+        if name in ONE_STACK:
+            item.add_marker('one_stack')
+        if name in TOGETHER:
+            item.add_marker(pytest.mark.xdist_group(name))
+    # The longest first, so that no process is left with them at the end.
+    items.sort(key=lambda item: item.path.stem[len('test_'):] not in TOGETHER + ('torture',))
 
 CLASS_COLOURS = np.array([(40, 40, 40), (220, 50, 50), (50, 210, 60), (60, 70, 230),
                           (220, 210, 50), (60, 210, 210), (210, 60, 210)], np.uint8)
@@ -70,7 +94,7 @@ def tiny_world(tmp_path):
     numbers = itertools.count()
 
     def make(n_labeled=5, n_unlabeled=9, n_val=3, size=(40, 30), nclass=3, **keys):
-        base = tmp_path / 'world{}'.format(next(numbers))
+        base = tmp_path / f'world{next(numbers)}'
         root = base / 'data'
         for folder in ('images', 'masks'):
             (root / folder).mkdir(parents=True)
@@ -81,7 +105,7 @@ def tiny_world(tmp_path):
             for i in range(count):
                 # Every other image is portrait.
                 image, mask = draw_pair(rng, size if i % 2 == 0 else size[::-1], nclass)
-                names = ['images/{}{}.jpg'.format(part, i), 'masks/{}{}.png'.format(part, i)]
+                names = [f'images/{part}{i}.jpg', f'masks/{part}{i}.png']
                 Image.fromarray(image).save(str(root / names[0]), quality=95)
                 # An unlabeled image has no mask file at all.
                 if part == 'unlabeled':
@@ -89,7 +113,7 @@ def tiny_world(tmp_path):
                 else:
                     Image.fromarray(mask).save(str(root / names[1]))
                 lines.append(' '.join(names) + '\n')
-            lists[part] = str(base / '{}.txt'.format(part))
+            lists[part] = str(base / f'{part}.txt')
             with open(lists[part], 'w') as file:
                 file.writelines(lines)
         save_path = str(base / 'run')
@@ -112,7 +136,8 @@ class Checkout:
 
     def __init__(self, root, world):
         source = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-        self.root, self.run, self.data = str(root), str(root / 'exp/tiny/DSSN/drawn/all'), world.root
+        self.root, self.data = str(root), world.root
+        self.run = str(root / 'exp/tiny/DSSN/drawn/all')
         for folder in ('configs', 'splits/tiny/all'):
             (root / folder).mkdir(parents=True)
         for name in ('scripts', 'dssn', 'train.py', 'requirements.txt'):
@@ -120,11 +145,13 @@ class Checkout:
         shutil.copy(world.config_path, str(root / 'configs/tiny.yaml'))
         shutil.copy(world.labeled, str(root / 'splits/tiny/all/labeled.txt'))
         shutil.copy(world.unlabeled, str(root / 'splits/tiny/all/unlabeled.txt'))
-        launchers = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT', 'NNODES', 'NODE_RANK')
+        launchers = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT', 'NNODES',
+                     'NODE_RANK')
         self.environment = {name: value for name, value in os.environ.items()
                             if name not in launchers and not name.startswith(('SLURM_', 'SBATCH_'))}
-        self.environment.update(dataset='tiny', method='DSSN', exp='drawn', split='all', config='configs/tiny.yaml',
-                                VIRTUAL_ENV=sys.prefix, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1')
+        self.environment.update(
+            dataset='tiny', method='DSSN', exp='drawn', split='all', config='configs/tiny.yaml',
+            VIRTUAL_ENV=sys.prefix, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1')
         self.processes = []
 
     def patch(self, rank, code):
@@ -134,23 +161,25 @@ class Checkout:
         os.remove(path)
         with open(path, 'w') as file:
             file.write('import os, runpy, sys\n'
-                       'sys.path.insert(0, {0!r})\n'
-                       'if os.environ.get("RANK", os.environ.get("SLURM_PROCID")) == "{1}":\n'
-                       '    {2}\n'
-                       'runpy.run_path({3!r}, run_name="__main__")\n'.format(os.path.dirname(real), rank, code, real))
+                       f'sys.path.insert(0, {os.path.dirname(real)!r})\n'
+                       f'if os.environ.get("RANK", os.environ.get("SLURM_PROCID")) == "{rank}":\n'
+                       f'    {code}\n'
+                       f'runpy.run_path({real!r}, run_name="__main__")\n')
 
     def start(self, script, *args, **environment):
         self.processes.append(subprocess.Popen(
-            ['sh', os.path.join(self.root, 'scripts', script)] + [str(arg) for arg in args], cwd='/',
-            env=dict(self.environment, **environment), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, universal_newlines=True, start_new_session=True,
+            ['sh', os.path.join(self.root, 'scripts', script)] + [str(arg) for arg in args],
+            cwd='/', env=dict(self.environment, **environment), stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True,
+            start_new_session=True,
             # A caller in the background ignores Ctrl-C, and its children would inherit that.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)))
         return self.processes[-1]
 
     def logs(self):
         """The names of the scripts' logs: in order of machines, if there are several."""
-        names = [name for name in os.listdir(self.run) if name.endswith('.log') and name != 'train.log']
+        names = [name for name in os.listdir(self.run)
+                 if name.endswith('.log') and name != 'train.log']
         return sorted(names, key=lambda name: name[len('20260131_235959'):])
 
     def read(self, name):
@@ -160,7 +189,8 @@ class Checkout:
 
 def descendants(process):
     """The ids of a process's children, their children and so on."""
-    table = subprocess.run(['ps', '-A', '-o', 'pid=', '-o', 'ppid='], stdout=subprocess.PIPE, check=True)
+    table = subprocess.run(['ps', '-A', '-o', 'pid=', '-o', 'ppid='], stdout=subprocess.PIPE,
+                           check=True)
     parents = [[int(word) for word in line.split()] for line in table.stdout.splitlines()]
     found = [process]
     for one in found:
@@ -170,7 +200,8 @@ def descendants(process):
 
 @pytest.fixture
 def tiny_checkout(tiny_world, tmp_path):
-    """Factory of a `Checkout`; further keys go into the config file. Its processes end with the test."""
+    """Factory of a `Checkout`; further keys go into the config file. Its processes end with the
+    test."""
     made = []
 
     def make(**keys):

@@ -15,16 +15,16 @@ import tempfile
 
 from tests.torture import Training, step_of, wait_for
 
-LOADS = '''
+LOADS = """
 import sys, torch
-from dssn import checkpoint
-content = checkpoint.read_torch_file(sys.argv[1])
-print(torch.__version__, checkpoint.checksum(content))
+from dssn.models.weights import CHECKSUM, checksum, read_torch_file
+content = read_torch_file(sys.argv[1])
+print(torch.__version__, checksum(content))
 if torch.__version__ >= '2.':
     plain = torch.load(sys.argv[1], weights_only=True)
-    plain.pop(checkpoint.CHECKSUM)
-    assert checkpoint.checksum(plain) == checkpoint.checksum(content)
-'''
+    plain.pop(CHECKSUM)
+    assert checksum(plain) == checksum(content)
+"""
 
 
 def loaded(python, path):
@@ -41,7 +41,7 @@ def matrix(pythons, work):
         training = Training(os.path.join(work, str(number)), python=saver)
         folder = os.path.join(training.work, 'run')
         process = training.start(folder)
-        wait_for(process, lambda: step_of(folder) >= 8)
+        wait_for(process, lambda folder=folder: step_of(folder) >= 8)
         process.send_signal(signal.SIGTERM)
         process.wait()
         latest = os.path.join(folder, 'latest.pth')
@@ -60,7 +60,8 @@ def matrix(pythons, work):
                 training.finish(folder)
                 loaded(saver, os.path.join(folder, 'best.pth'))
                 said = training.said()
-                assert 'resuming' in said and ('saved by PyTorch' in said) == (other != version), said
+                warned = 'saved by PyTorch' in said
+                assert 'resuming' in said and warned == (other != version), said
                 found[version, other] = 'ok'
             except (AssertionError, RuntimeError, subprocess.CalledProcessError) as error:
                 found[version, loader] = str(error)
@@ -73,7 +74,7 @@ def main(pythons):
     with tempfile.TemporaryDirectory(prefix='stacks ') as work:
         found = matrix([os.path.abspath(python) for python in pythons], work)
     for (saver, loader), outcome in found.items():
-        print('saved by {:<14} loaded by {:<14} {}'.format(saver, loader, outcome))
+        print(f'saved by {saver:<14} loaded by {loader:<14} {outcome}')
     return int(any(outcome != 'ok' for outcome in found.values()))
 
 

@@ -1,8 +1,13 @@
-"""The mistakes of docs/errors.md: each function makes one in a small world and returns how the
-program was called and what it said. See `tests/errors_page.py`."""
+"""Mistakes that a user can make. Each function makes one in a small world.
+
+It returns (program, arguments, message). `test_error_cases.py` runs them all.
+"""
+import contextlib
+import io
 import os
 import pickle
 import struct
+import sys
 import tarfile
 import zlib
 
@@ -18,6 +23,25 @@ CONFIG = dict(dataset='mine', nclass=3, data_root='data', labeled_id_path='label
               batch_size=2, workers=0, epochs=1, device='cpu')
 
 
+def message_of(program, run, *arguments):
+    """What a command says of a mistake: the last line on stderr, or the UserError it raises."""
+    from dssn.errors import UserError
+    out, err = io.StringIO(), io.StringIO()
+    before, sys.argv = sys.argv, [program]  # argparse's name of the program
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = run(list(arguments))
+        except UserError as error:
+            return f'{program}: error: {error}'
+        except SystemExit as end:
+            status = end.code
+        finally:
+            sys.argv = before
+    if not status:
+        raise AssertionError(f'{program} {" ".join(arguments)} found nothing wrong')
+    return err.getvalue().strip().split('\n')[-1]
+
+
 def make_world():
     """A data set of a few images, its lists and config.yaml, in the current folder."""
     for folder in ('data/images', 'data/masks'):
@@ -27,8 +51,9 @@ def make_world():
         lines = []
         for i in range(count):
             names = [f'images/{part}{i}.png', f'masks/{part}{i}.png']
-            Image.fromarray(rng.integers(0, 256, (30, 40, 3)).astype(np.uint8)).save(f'data/{names[0]}')
-            Image.fromarray(rng.integers(0, 3, (30, 40)).astype(np.uint8)).save(f'data/{names[1]}')
+            image, mask = rng.integers(0, 256, (30, 40, 3)), rng.integers(0, 3, (30, 40))
+            Image.fromarray(image.astype(np.uint8)).save(f'data/{names[0]}')
+            Image.fromarray(mask.astype(np.uint8)).save(f'data/{names[1]}')
             lines.append(' '.join(names[:1] if part == 'unlabeled' else names) + '\n')
         write(f'{part}.txt', ''.join(lines))
     config()
@@ -64,22 +89,22 @@ def evaluate(*arguments):
 
 
 def data(*arguments):
-    from dssn.data.__main__ import main
-    return call('python -m dssn.data', main, list(arguments))
+    from dssn.__main__ import main
+    return call('python -m dssn', main, list(arguments))
 
 
 def call(program, run, arguments):
-    from tests.errors_page import message_of
     shown = f'python {program}' if program.endswith('.py') else program
     return shown, arguments, message_of(program, run, *arguments)
 
 
 def checkpoint(path='best.pth', with_config=True, **keys):
     """A checkpoint of the world's untrained network."""
-    from dssn import checkpoint as files, config as configs
+    from dssn import config as configs
     from dssn.models import build_model
+    from dssn.models.weights import network_weights
     cfg = configs.load('config.yaml')
-    content = {'model': files.weights(build_model(cfg)), **keys}
+    content = {'model': network_weights(build_model(cfg)), **keys}
     if with_config:
         content['config'] = configs.to_dict(cfg)
     torch.save(content, path)
@@ -141,9 +166,13 @@ config_case('A file of class names that is not there', classes='names.txt')
 config_case('A class name that a terminal would obey', classes=['sky', '\x1b[2J', 'road'])
 config_case('A colour out of range', colours=[[0, 0, 0], [0, 0, 256], [1, 1, 1]])
 config_case('An unknown loss', criterion={'name': 'Dice'})
-config_case('An argument that the loss does not have', criterion={'name': 'CELoss', 'kwargs': {'thresh': 0.7}})
-config_case('A threshold that is no probability', criterion={'name': 'OHEM', 'kwargs': {'thresh': 7}})
+config_case('An argument that the loss does not have',
+            criterion={'name': 'CELoss', 'kwargs': {'thresh': 0.7}})
+config_case('A threshold that is no probability',
+            criterion={'name': 'OHEM', 'kwargs': {'thresh': 7}})
 config_case('Batches that cannot be split so', batch_size=4, accumulate=3)
+config_case('Labeled images that cannot be split as the unlabeled ones are', batch_size=4,
+            labeled_batch_size=6, accumulate=4)
 config_case('A scaled rate without what it is scaled from', scale_lr=True)
 config_case('A comparison that is never shown', watch_truth=True, panel_every=0)
 config_case('No branch for unlabeled images', image_views=0, feature_views=0)
@@ -168,7 +197,8 @@ flag_case('--set without a value', '--set', 'epochs')
 flag_case('--set of a key that does not exist', '--set', 'epoch=3')
 flag_case('--set of what is not YAML', '--set', 'dilations=[1,2')
 flag_case('--set of a value out of range', '--set', 'seed=-1')
-flag_case('--set of a key that the method does not use', '--method', 'supervised', '--set', 'num_aug=3')
+flag_case('--set of a key that the method does not use', '--method', 'supervised',
+          '--set', 'num_aug=3')
 flag_case('No folder for the run', '--save-path', '')
 
 
@@ -203,7 +233,8 @@ def eval_case(mistake, *arguments, prepare=None):
 
 eval_case('Predictions without a place to go', '--images', 'data/images')
 eval_case('Pictures of two networks at once', '--weights', 'both', '--save-dir', 'out')
-eval_case('Scores of images without truth', '--images', 'data/images', '--save-dir', 'out', '--json', 'x.json')
+eval_case('Scores of images without truth', '--images', 'data/images', '--save-dir', 'out',
+          '--json', 'x.json')
 eval_case('A scale of 0', '--scales', '0')
 eval_case('A folder of images that is not there', '--images', 'photos', '--save-dir', 'out')
 eval_case('A folder without an image', '--images', 'empty', '--save-dir', 'out',
@@ -254,7 +285,8 @@ line_case('A file that is not there', 'images/nothing.png masks/labeled1.png')
 line_case('Another ending than the file has', 'images/labeled1.jpg masks/labeled1.png')
 line_case('Backslashes', 'images\\unlabeled1.png', 'unlabeled')
 line_case('A folder instead of a file', 'images masks/labeled1.png')
-line_case('An image that is trained on and evaluated', 'images/labeled0.png masks/labeled0.png', 'val')
+line_case('An image that is trained on and evaluated', 'images/labeled0.png masks/labeled0.png',
+          'val')
 line_case('One image with two masks', 'images/labeled0.png masks/labeled1.png')
 line_case('One image twice in val', 'images/val0.png masks/val0.png', 'val')
 
@@ -293,7 +325,8 @@ def bomb(path, side=60000):
     def chunk(kind, content):
         return struct.pack('>I', len(content)) + kind + content + struct.pack(
             '>I', zlib.crc32(kind + content) & 0xffffffff)
-    write(path, b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', side, side, 8, 0, 0, 0, 0))
+    header = struct.pack('>IIBBBBB', side, side, 8, 0, 0, 0, 0)
+    write(path, b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header)
           + chunk(b'IDAT', zlib.compress(bytes(10 ** 6), 9)) + chunk(b'IEND', b''))
 
 
@@ -304,10 +337,13 @@ def limit(path):
 
 image_case('Not an image', lambda path: write(path, 'a text\n'))
 image_case('An empty file', lambda path: write(path, ''))
-image_case('A web page under the name of an image', lambda path: write(path, '<!DOCTYPE html><title>404'))
+image_case('A web page under the name of an image',
+           lambda path: write(path, '<!DOCTYPE html><title>404'))
 image_case('A pointer of Git LFS', lambda path: write(path, 'version https://git-lfs.github.com/spec/v1\n'))
-image_case('A program under the name of an image', lambda path: write(path, '%!PS-Adobe-3.0 EPSF-3.0\n'))
-image_case('16 bits a pixel', lambda path: Image.fromarray(np.zeros((30, 40), np.uint16)).save(path))
+image_case('A program under the name of an image',
+           lambda path: write(path, '%!PS-Adobe-3.0 EPSF-3.0\n'))
+image_case('16 bits a pixel',
+           lambda path: Image.fromarray(np.zeros((30, 40), np.uint16)).save(path))
 image_case('A small file that unpacks to 60000 x 60000 pixels', bomb)
 image_case('A pipe', os.mkfifo)
 image_case('A limit that is no number', limit)
@@ -350,8 +386,8 @@ mask_case('Half as large as its image', lambda mask: Image.fromarray(mask[::2, :
 mask_case('Turned', lambda mask: Image.fromarray(mask.T.copy()))
 mask_case('A value that is no class', with_value(9), 'val')
 mask_case('Classes counted from 1', lambda mask: Image.fromarray(mask + np.uint8(1)))
-mask_case('Only 0 and 255 in all of a list', lambda mask: Image.fromarray((mask > 1) * np.uint8(255)),
-          every=True)
+mask_case('Only 0 and 255 in all of a list',
+          lambda mask: Image.fromarray((mask > 1) * np.uint8(255)), every=True)
 mask_case('Ignored everywhere', lambda mask: Image.fromarray(np.full_like(mask, 255)), every=True)
 
 
@@ -410,13 +446,15 @@ checkpoint_case('A flipped bit', flip)
 checkpoint_case('One that makes Python run something', hostile)
 checkpoint_case('A TorchScript program', program)
 checkpoint_case('A tar archive', old_tar)
-checkpoint_case('A whole network instead of its weights', lambda: torch.save(torch.nn.Linear(2, 2), 'best.pth'))
-checkpoint_case('No weights in it', lambda: torch.save({'config': dict(CONFIG), 'epoch': 3}, 'best.pth'))
+checkpoint_case('A whole network instead of its weights',
+                lambda: torch.save(torch.nn.Linear(2, 2), 'best.pth'))
+checkpoint_case('No weights in it',
+                lambda: torch.save({'config': dict(CONFIG), 'epoch': 3}, 'best.pth'))
 checkpoint_case('No config in it', lambda: checkpoint(with_config=False))
 checkpoint_case('Another network than the config says', checkpoint, '--set', 'backbone=resnet50')
 checkpoint_case('Another number of classes', checkpoint, '--set', 'nclass=4')
-checkpoint_case('The teacher of a file that holds the student', lambda: checkpoint(weights='student'),
-                '--weights', 'teacher')
+checkpoint_case('The teacher of a file that holds the student',
+                lambda: checkpoint(weights='student'), '--weights', 'teacher')
 checkpoint_case('Both networks of a file that holds one', checkpoint, '--weights', 'both')
 checkpoint_case('One whose config reads a file of class names', lambda: (
     config(), torch.save({'config': dict(CONFIG, classes='/etc/passwd')}, 'best.pth')))
@@ -453,27 +491,29 @@ def two_masks():
 
 
 SPLIT = ['split', '--images', 'data/images', '--masks', 'data/masks', '--out', 'splits/mine/2']
-data_case('split: an image folder that is not there', 'split', '--images', 'photos', '--masks', 'data/masks',
-          '--out', 'splits/mine/2')
-data_case('split: masks as JPEG', 'split', '--images', 'data/images', '--masks', 'blurred', '--out', 'splits/x',
-          prepare=jpegs)
+data_case('split: an image folder that is not there', 'split', '--images', 'photos',
+          '--masks', 'data/masks', '--out', 'splits/mine/2')
+data_case('split: masks as JPEG', 'split', '--images', 'data/images', '--masks', 'blurred',
+          '--out', 'splits/x', prepare=jpegs)
 data_case('split: two masks of one image', *SPLIT, prepare=two_masks)
 data_case('split: names that do not match', *SPLIT, '--image-suffix', '_left')
 data_case('split: more labeled than there are', *SPLIT, '--labeled', '99')
 data_case('split: more val than there are', *SPLIT, '--val', '99')
-data_case('split: neither a number nor a share', *SPLIT, '--labeled', '3/2')
+data_case('split: neither a number nor a fraction', *SPLIT, '--labeled', '3/2')
 data_case('split: folders outside --data-root', *SPLIT, '--data-root', 'splits')
-data_case('split: a list that leaves data_root', 'split', 'labeled.txt', '--labeled', '1', '--out', 'splits/x',
-          prepare=lambda: line('labeled', 1, '../a.png b.png'))
-data_case('split: a list and folders', 'split', 'labeled.txt', '--images', 'data/images', '--out', 'splits/x')
+data_case('split: a list that leaves data_root', 'split', 'labeled.txt', '--labeled', '1',
+          '--out', 'splits/x', prepare=lambda: line('labeled', 1, '../a.png b.png'))
+data_case('split: a list and folders', 'split', 'labeled.txt', '--images', 'data/images',
+          '--out', 'splits/x')
 data_case('check: a split and a list', 'check', '--config', 'config.yaml', '--split', 'splits/x',
           '--labeled', 'labeled.txt')
 data_case('import: a folder that is not there', 'import', '../UniMatch')
-data_case('generate: another number of images than the published lists divide', 'generate', 'pascal', '--from',
-          'labeled.txt', '--split', '92', '--seed', '0')
+data_case('generate: another number of images than the published lists divide', 'generate',
+          'pascal', '--from', 'labeled.txt', '--split', '92', '--seed', '0')
 data_case('prepare: a folder that is not there', 'prepare', 'cityscapes', '--source', 'cityscapes')
-data_case('shrink: a list that leaves data_root', 'shrink', 'labeled.txt', '--data-root', 'data', '--by', '2', '--out',
-          'small', prepare=lambda: line('labeled', 1, '../a.png b.png'))
-data_case('shrink: over the originals', 'shrink', 'labeled.txt', '--data-root', 'data', '--by', '2', '--out', 'data')
-data_case('shrink: masks as JPEG', 'shrink', 'labeled.txt', '--data-root', 'data', '--by', '2', '--out', 'small',
+SHRINK = ['shrink', 'labeled.txt', '--data-root', 'data', '--by', '2', '--out']
+data_case('shrink: a list that leaves data_root', *SHRINK, 'small',
+          prepare=lambda: line('labeled', 1, '../a.png b.png'))
+data_case('shrink: over the originals', *SHRINK, 'data')
+data_case('shrink: masks as JPEG', *SHRINK, 'small',
           prepare=lambda: line('labeled', 1, 'images/labeled0.png masks/labeled0.jpg'))

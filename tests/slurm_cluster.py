@@ -2,7 +2,8 @@
 
     python tests/slurm_cluster.py COMMAND...      runs a command with it, and stops it
 
-    python tests/slurm_cluster.py sh -c 'sinfo; gres= cpus_per_task=1 sh scripts/slurm_train.sh 2 29500 tests'
+    python tests/slurm_cluster.py sh -c '
+        sinfo; gres= cpus_per_task=1 sh scripts/slurm_train.sh 2 29500 tests'
 
 No Slurm and no munge of the machine is touched. Its folder is removed with it.
 """
@@ -19,8 +20,9 @@ PROGRAMS = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'srun', 'scontrol', 'scan
 # Jobs in URGENT take the nodes from jobs in PARTITION, which have GRACE seconds to leave.
 PARTITION, URGENT, GRACE = 'tests', 'urgent', 60
 
-# The nodes are called by loopback addresses, since training turns the first one's name into an address.
-CONF = '''
+# The nodes are called by loopback addresses, since training turns the first one's name into an
+# address.
+CONF = """
 ClusterName=tests
 SlurmctldHost=localhost(127.0.0.1)
 SlurmctldPort={ports[0]}
@@ -56,7 +58,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 PartitionName={partition} Nodes=ALL Default=YES MaxTime=10 PriorityTier=1 GraceTime={grace}
 PartitionName={urgent} Nodes=ALL MaxTime=10 PriorityTier=2
-'''
+"""
 
 
 class CannotStart(Exception):
@@ -97,7 +99,7 @@ class Cluster:
         munge = {'socket': 'munge.socket', 'key-file': 'munge.key', 'pid-file': 'munged.pid',
                  'log-file': 'munged.log', 'seed-file': 'munged.seed'}
         self._daemon('munged', '--foreground', '--force', *(
-            '--{}={}/{}'.format(option, folder, name) for option, name in munge.items()))
+            f'--{option}={folder}/{name}' for option, name in munge.items()))
         self._wait('munged', lambda: os.path.exists(os.path.join(folder, 'munge.socket')))
         self._daemon('slurmctld', '-D')
         for node in ('127.0.0.1', '127.0.0.2'):
@@ -110,14 +112,16 @@ class Cluster:
 
     def _daemon(self, *command):
         with open(os.path.join(self.folder, 'daemons.out'), 'a') as file:
-            self.daemons.append(subprocess.Popen(command, env=self.environment, stdin=subprocess.DEVNULL, stdout=file,
-                                                 stderr=subprocess.STDOUT, start_new_session=True))
+            self.daemons.append(subprocess.Popen(
+                command, env=self.environment, stdin=subprocess.DEVNULL, stdout=file,
+                stderr=subprocess.STDOUT, start_new_session=True))
 
     def _wait(self, name, ready):
         end = time.time() + 20
         while not ready():
             if time.time() > end or any(daemon.poll() is not None for daemon in self.daemons):
-                raise CannotStart('{} does not start here: {}'.format(name, ' | '.join(self.last_words())))
+                words = ' | '.join(self.last_words())
+                raise CannotStart(f'{name} does not start here: {words}')
             time.sleep(0.1)
 
     def last_words(self):
@@ -126,20 +130,22 @@ class Cluster:
         for name in sorted(os.listdir(self.folder)):
             if name.endswith(('.out', '.log')):
                 with open(os.path.join(self.folder, name), errors='replace') as file:
-                    lines += ['{}: {}'.format(name, line.strip()) for line in file
+                    lines += [f'{name}: {line.strip()}' for line in file
                               if 'error' in line.lower() or 'fatal' in line.lower()][-2:]
         return lines
 
     def run(self, *command):
         """What a command of Slurm prints, errors included."""
-        return subprocess.run(command, env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, universal_newlines=True, timeout=30).stdout
+        return subprocess.run(command, env=self.environment, stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              universal_newlines=True, timeout=30).stdout
 
     def __exit__(self, *_):
         if len(self.daemons) > 1:  # jobs have processes of their own, which outlive the daemons
             self.run('scancel', '--user', pwd.getpwuid(os.getuid()).pw_name)
             end = time.time() + 15
-            while time.time() < end and self.run('squeue', '-h').strip() and self.daemons[1].poll() is None:
+            while (time.time() < end and self.run('squeue', '-h').strip()
+                   and self.daemons[1].poll() is None):
                 time.sleep(0.2)
         for daemon in reversed(self.daemons):
             daemon.terminate()
@@ -166,4 +172,4 @@ if __name__ == '__main__':
         with Cluster() as cluster:
             sys.exit(subprocess.call(sys.argv[1:], env=cluster.environment))
     except CannotStart as error:
-        sys.exit('slurm_cluster.py: {}'.format(error))
+        sys.exit(f'slurm_cluster.py: {error}')

@@ -1,18 +1,27 @@
 """FixMatch and UniMatch: whole steps against slow recomputations, and what flows where.
 
-B labeled and B unlabeled images, C = 4 classes, H x W pixels; all in double precision.
+n labeled and B unlabeled images, C = 4 classes, H x W pixels; all in double precision.
 """
 import copy
 
 import pytest
 import torch
 from test_losses import numeric_gradient, slow_masked_cross_entropy
-from test_methods import (CE, OHEM, Recorder, close, network, random_batch, slow_labeled_loss,
-                          slow_paste, slow_share)
+from test_methods import (
+    CE,
+    OHEM,
+    Recorder,
+    close,
+    network,
+    random_batch,
+    slow_labeled_loss,
+    slow_paste,
+    slow_share,
+)
 from test_pseudo_labels import slow_fixed
 
 from dssn import config as configs
-from dssn.config import StrongViewsConfig
+from dssn.keys import StrongViewsConfig
 from dssn.methods.fixmatch import FixMatch
 from dssn.methods.unimatch import UniMatch
 from dssn.precision import Half
@@ -34,7 +43,7 @@ def slow_outputs(method, student, x, u, v):
     with torch.no_grad():
         partner = student(v.weak)
     student.train()
-    both = torch.cat([x.weak, u.weak])
+    both = torch.cat([x.image, u.weak])
     clean, *fp = student(both, perturb=len(u.weak), views=copies) if copies else [student(both)]
     views = [(u.strong1, v.strong1, u.box1), (u.strong2, v.strong2, u.box2)][:strong]
     s = student(torch.cat([slow_paste(*view) for view in views])).chunk(strong)
@@ -44,7 +53,7 @@ def slow_outputs(method, student, x, u, v):
 def slow_terms(outputs, weak, x, u, v, cfg):
     """Losses and shares as floats; labels come from the logits `weak` of the unlabeled images."""
     clean, fp, s, partner = outputs
-    losses = {'supervised': slow_labeled_loss(clean[:len(x.weak)], x.label, cfg)}
+    losses = {'supervised': slow_labeled_loss(clean[:len(x.image)], x.label, cfg)}
     shares = {}
     if fp:
         selected = slow_fixed(weak, cfg.conf_thresh)
@@ -53,8 +62,8 @@ def slow_terms(outputs, weak, x, u, v, cfg):
     for i, (strong, boxes) in enumerate(zip(s, (u.box1, u.box2)), 1):
         mixed = slow_paste(weak, partner, boxes)
         selected, valid = slow_fixed(mixed, cfg.conf_thresh), slow_paste(u.valid, v.valid, boxes)
-        losses['image%d' % i] = slow_masked_cross_entropy(strong, mixed.argmax(1), selected, valid)
-        shares['selected_image%d' % i] = slow_share(selected, valid)
+        losses[f'image{i}'] = slow_masked_cross_entropy(strong, mixed.argmax(1), selected, valid)
+        shares[f'selected_image{i}'] = slow_share(selected, valid)
     return losses, shares
 
 
@@ -66,11 +75,12 @@ def slow_total(t):
 
 
 @pytest.mark.parametrize('criterion', [CE, OHEM], ids=['CE', 'OHEM'])
-@pytest.mark.parametrize('epoch, step, b', [(0, 0, 2), (0, 3, 1), (4, 90, 2)])
+@pytest.mark.parametrize('epoch, step, n, b', [(0, 0, 2, 2), (0, 3, 1, 1), (4, 90, 2, 2),
+                                               (4, 90, 3, 2), (4, 90, 1, 4)])
 @pytest.mark.parametrize('method', METHODS)
-def test_a_whole_step(method, epoch, step, b, criterion):
+def test_a_whole_step(method, epoch, step, n, b, criterion):
     cfg = config(criterion=criterion)
-    student, (x, u, v) = network(1), random_batch(b, 33, 41)
+    student, (x, u, v) = network(1), random_batch(b, 33, 41, labeled=n)
     slow = copy.deepcopy(student)
     made = method(cfg)
     made.start_step(epoch, step, None)
@@ -78,9 +88,9 @@ def test_a_whole_step(method, epoch, step, b, criterion):
     terms = made(student, None, x, u, v)
     torch.manual_seed(7)  # the same channels dropped
     outputs = slow_outputs(method, slow, x, u, v)
-    losses, shares = slow_terms(outputs, outputs[0][b:].detach(), x, u, v, cfg)
+    losses, shares = slow_terms(outputs, outputs[0][n:].detach(), x, u, v, cfg)
     close(terms.losses, losses)
-    close(terms.shares, shares, rel=1e-6)
+    close(terms.fractions, shares, rel=1e-6)
     assert made.total(terms.losses).item() == pytest.approx(slow_total(losses), rel=1e-9)
     assert all(0.02 < value < 0.98 for value in shares.values()), shares
     # The partner's pass left the running statistics alone, the others moved them once each.
@@ -90,15 +100,16 @@ def test_a_whole_step(method, epoch, step, b, criterion):
     assert student.backbone.bn1.num_batches_tracked.item() == 4  # two of them in `network`
 
 
+@pytest.mark.parametrize('labeled', [1, 2, 3])
 @pytest.mark.parametrize('method', METHODS)
-def test_passes_of_a_step(method):
-    student, (x, u, v) = Recorder(1), random_batch(2, 7, 9)
+def test_passes_of_a_step(method, labeled):
+    student, (x, u, v) = Recorder(1), random_batch(2, 7, 9, labeled=labeled)
     made = method(config())
     made.start_step(0, 0, None)
     made(student, None, x, u, v)
     strong, copies = VIEWS[method]
     views = [(u.strong1, v.strong1, u.box1), (u.strong2, v.strong2, u.box2)][:strong]
-    expected = [(v.weak, 0, False, False), (torch.cat([x.weak, u.weak]), 2 * copies, True, True),
+    expected = [(v.weak, 0, False, False), (torch.cat([x.image, u.weak]), 2 * copies, True, True),
                 (torch.cat([slow_paste(*view) for view in views]), 0, True, True)]
     assert len(student.calls) == 3
     for call, (images, *rest) in zip(student.calls, expected):
@@ -118,7 +129,7 @@ def test_gradient_of_the_total(method):
     for i in range(1 + VIEWS[method][1]):
         weight = student.views[i].weight
 
-        def total(moved, i=i):
+        def total(moved, i=i, weight=weight):
             other = copy.deepcopy(student)
             other.views[i].weight.data = moved.view_as(weight)
             clean, fp, s, _ = slow_outputs(method, other, x, u, v)
@@ -156,14 +167,15 @@ def test_steps_with_nothing_to_learn_from(method, edge):
 
 
 @pytest.mark.parametrize('watched', [True, False])
+@pytest.mark.parametrize('labeled', [2, 3])
 @pytest.mark.parametrize('method', METHODS)
-def test_what_there_is_to_watch(method, watched):
-    student, (x, u, v) = Recorder(1), random_batch(2, 7, 9)
+def test_what_there_is_to_watch(method, labeled, watched):
+    student, (x, u, v) = Recorder(1), random_batch(2, 7, 9, labeled=labeled)
     made = method(config())
     made.start_step(0, 1, None, watched)
     terms = made(student, None, x, u, v)
     clean, _, s, partner = slow_outputs(method, copy.deepcopy(student), x, u, v)
-    weak = clean[2:].detach()
+    weak = clean[labeled:].detach()
     strong, copies = VIEWS[method]
     mixed = {'image1': slow_paste(weak, partner, u.box1),
              'image2': slow_paste(weak, partner, u.box2), 'feature': weak}
@@ -174,26 +186,10 @@ def test_what_there_is_to_watch(method, watched):
     for branch in branches:
         expected = mixed[branch].argmax(1), slow_fixed(mixed[branch], 0.8), valid[branch]
         assert all(torch.equal(a, b) for a, b in zip(terms.labels[branch], expected)), branch
-    views = dict([('weak', weak)] + [('strong%d' % i, z) for i, z in enumerate(s, 1)])
+    views = dict([('weak', weak)] + [(f'strong{i}', z) for i, z in enumerate(s, 1)])
     assert set(terms.predictions) == (set(views) if watched else set())
     for name, found in terms.predictions.items():
         assert torch.equal(found, views[name].argmax(1)) and not found.requires_grad
-
-
-@pytest.mark.parametrize('method', METHODS)
-def test_counts_are_those_of_the_means(method):
-    x, u, v = random_batch(2, 33, 33)
-    made = method(config())
-    made.start_step(0, 1, None)
-    terms = made(network(1), None, x, u, v)
-    counts = made.counts(x, u, v)
-    assert set(counts) == set(terms.losses) | set(terms.shares)
-    assert counts['supervised'].item() == (x.label != 255).sum().item()
-    for i, boxes in ((1, u.box1), (2, u.box2)):
-        for name in ('image%d' % i, 'selected_image%d' % i):
-            if name in counts:
-                assert counts[name].item() == slow_paste(u.valid, v.valid, boxes).sum().item()
-    assert counts.get('feature', u.valid.sum()).item() == u.valid.sum().item()
 
 
 @pytest.mark.parametrize('was_training', [True, False])

@@ -1,10 +1,10 @@
-"""Likely causes of wrong masks, each on values made the way that the mistake makes them."""
+"""Likely causes of wrong masks, for values as each mistake makes them."""
 import numpy as np
 import pytest
 from PIL import Image
 
 from dssn.data.causes import cause_of_colours, cause_of_depth, cause_of_values
-from dssn.data.classes import CLASSES, PALETTES, voc_colour
+from dssn.data.classes import PALETTES, voc_colour
 
 # Of Cityscapes' 34 labelIds, those of a common street scene.
 LABEL_IDS = [0, 1, 3, 4, 7, 8, 11, 17, 20, 21, 23, 24, 26, 33]
@@ -29,14 +29,14 @@ def indexed(indices, colours):
     ([1, 2, 255], 2, ['shifted by one']),
     (range(12), 11, ['ignore_index: 11', 'void']),
     ([0, 11, 255], 11, ['ignore_index: 11']),
-    ([11], 11, ['ignore_index: 11']),           # one value is no proof of a shift
+    ([11], 11, ['ignore_index: 11']),           # one value does not prove a shift
     (LABEL_IDS, 19, ['labelIds', 'trainIds', 'prepare cityscapes']),
     (COCO_IDS, 81, ['category ids', 'prepare coco']),
     ([0, 128], 2, ['0, 128', 'multiplied by about 128']),
     ([0, 127, 255], 3, ['0, 127, 255', 'multiplied by about 128']),
     ([0, 128, 255], 2, ['0, 128 ', 'multiplied by about 128']),
     ([0, 64, 128, 191, 255], 5, ['multiplied by about 64']),
-    ([0, 85, 255], 4, ['multiplied by about 85']),  # a class that does not occur
+    ([0, 85, 255], 4, ['multiplied by about 85']),  # one class does not occur
     ([0, 20, 40, 100], 7, ['multiplied by about 20']),
     (range(0, 255, 3), 21, ['photograph', 'NEAREST']),
     ([0, 1, 2, 7], 5, ['nclass = 8', 'ignore_index']),
@@ -49,15 +49,15 @@ def test_values(values, nclass, words):
     assert '\n' not in text and not text.endswith('.')
 
 
-def test_a_shift_over_all_masks_is_told_without_a_doubt():
-    assert 'not in this mask' in cause(range(1, 12), 11)
-    assert 'not in this mask' not in cause(range(1, 12), 11, name='')
+def test_a_shift_in_all_masks_is_certain():
+    assert 'this mask does not show class 0' in cause(range(1, 12), 11)
+    assert 'this mask does not show class 0' not in cause(range(1, 12), 11, name='')
 
 
 @pytest.mark.parametrize('name, word', [('gtFine/train/a_gtFine_labelIds.png', 'labelIds'),
                                         ('gtFine/train/a_gtFine_instanceIds.png', 'instanceIds')])
 def test_file_names_of_cityscapes(name, word):
-    # One wrong value would be too little to go by.
+    # A single wrong value would not be enough without the name.
     text = cause([0, 19], 19, name)
     assert "Cityscapes' " + word in text and 'labelTrainIds' in text
 
@@ -66,20 +66,20 @@ def test_jpeg_masks():
     assert 'as PNG' in cause([0, 1, 3, 9], 3, 'masks/1.jpg', 'JPEG')
 
 
-@pytest.mark.parametrize('owner, nclass, colours', [
+@pytest.mark.parametrize('map_name, nclass, colours', [
     ('Pascal VOC', 21, [voc_colour(i) for i in range(21)]),
     ('Cityscapes', 19, PALETTES['cityscapes']), ('CamVid', 11, PALETTES['camvid'])])
-def test_colours_converted_to_gray(owner, nclass, colours):
+def test_colours_converted_to_gray(map_name, nclass, colours):
     gray = np.unique(np.asarray(indexed(np.arange(nclass)[None], colours).convert('L'))).tolist()
-    assert 'colours of ' + owner in cause(gray, nclass)
-    # A part of them is enough; a single gray is not, nor are values that no colour gives.
+    assert 'colours of ' + map_name in cause(gray, nclass)
+    # Some of the grays are enough. A single one is not, and no other value may occur.
     several = [value for value in gray if value > nclass][:3]
     assert 'gray' in cause([0] + several, nclass)
     assert 'gray' not in cause([0] + several[:1], nclass)
     assert 'gray' not in cause([0, 2, 3] + several, nclass)
 
 
-def test_every_rule_survives_every_set_of_values():
+def test_any_set_of_values_has_a_cause():
     rng = np.random.default_rng(0)
     for _ in range(3000):
         nclass = int(rng.integers(2, 256))
@@ -95,11 +95,11 @@ def test_more_than_8_bits(dtype):
     assert '0..255 fit into 8' in cause_of_depth(image, 'm.png')
     image = Image.fromarray(np.array([[7, 26001]], dtype))
     assert '7..26001' in cause_of_depth(image, 'm.png')
-    assert 'ids of objects' in cause_of_depth(image, 'm.png')
+    assert 'object ids' in cause_of_depth(image, 'm.png')
     assert 'instanceIds' in cause_of_depth(image, 'a_gtFine_instanceIds.png')
 
 
-def test_the_advice_for_one_bit_gives_indices():
+def test_the_remedy_for_one_bit_gives_indices():
     image = Image.fromarray(np.array([[0, 1], [1, 0]], bool))
     text = cause_of_depth(image, 'm.png')
     assert '1 bit' in text and "mask.convert('L').point(lambda value: value // 255)" in text
@@ -109,10 +109,11 @@ def test_the_advice_for_one_bit_gives_indices():
 
 def test_colours():
     indices = np.arange(24).reshape(4, 6) % 11
-    for owner, colours in (('CamVid', PALETTES['camvid']), ('Cityscapes', PALETTES['cityscapes']),
-                           ('Pascal VOC', [voc_colour(i) for i in range(21)])):
+    for map_name, colours in (('CamVid', PALETTES['camvid']),
+                              ('Cityscapes', PALETTES['cityscapes']),
+                              ('Pascal VOC', [voc_colour(i) for i in range(21)])):
         text = cause_of_colours(indexed(indices, colours).convert('RGB'), 'm.png')
-        assert '11 colours, those of ' + owner in text and 'indices' in text
+        assert '11 colours, those of ' + map_name in text and 'index' in text
     own = [(i, 7, 2 * i) for i in range(11)]
     text = cause_of_colours(indexed(indices, own).convert('RGB'), 'm.png')
     assert '11 colours: convert' in text
@@ -129,8 +130,4 @@ def test_gray_in_several_channels():
 
 def test_a_photograph():
     noise = np.random.default_rng(0).integers(0, 256, (30, 30, 3)).astype(np.uint8)
-    assert 'exchanged on the line' in cause_of_colours(Image.fromarray(noise), 'm.png')
-
-
-def test_the_tables_of_ids_are_those_of_the_sets():
-    assert len(CLASSES['cityscapes']) == 19 and len(CLASSES['coco']) == 81
+    assert 'swapped on the line' in cause_of_colours(Image.fromarray(noise), 'm.png')

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from dssn import config, methods
+from dssn.data.classes import colours_of_classes, names_of_classes
 from dssn.errors import UserError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -14,7 +15,7 @@ METHODS = sorted(methods.all_methods())
 SMALLEST = 'dataset: mine\nnclass: 3\n'
 
 # Files as the public DSSN and UniMatch programs have them.
-DSSN_PASCAL = '''
+DSSN_PASCAL = """
 dataset: pascal
 nclass: 21
 crop_size: 513
@@ -37,8 +38,8 @@ dilations: [6, 12, 18]
 beta: 0.996
 num_aug: 3
 flag_use_random_num_sampling: True
-'''
-DSSN_CITYSCAPES = '''
+"""
+DSSN_CITYSCAPES = """
 dataset: cityscapes
 nclass: 19
 crop_size: 801
@@ -59,8 +60,8 @@ backbone: resnet50
 replace_stride_with_dilation: [False, False, True]
 dilations: [6, 12, 18]
 beta: 0.996
-'''
-UNIMATCH_PASCAL = '''
+"""
+UNIMATCH_PASCAL = """
 dataset: pascal
 nclass: 21
 crop_size: 321
@@ -79,8 +80,8 @@ backbone: resnet101
 multi_grid: false
 replace_stride_with_dilation: [False, False, True]
 dilations: [6, 12, 18]
-'''
-UNIMATCH_COCO = '''
+"""
+UNIMATCH_COCO = """
 dataset: coco
 nclass: 81
 crop_size: 513
@@ -97,7 +98,7 @@ conf_thresh: 0.95
 model: deeplabv3plus
 backbone: xception
 dilations: [6, 12, 18]
-'''
+"""
 EXISTING = {'dssn pascal': DSSN_PASCAL, 'dssn cityscapes': DSSN_CITYSCAPES,
             'unimatch pascal': UNIMATCH_PASCAL, 'unimatch coco': UNIMATCH_COCO}
 
@@ -130,7 +131,7 @@ def refused(path, *words, overrides=None, assignments=()):
 def test_every_config_of_the_project_loads_with_every_method(path, method):
     cfg = config.load(path, {'method': method})
     assert cfg.method == method
-    assert cfg.nclass == len(config.names_of_classes(cfg))
+    assert cfg.nclass == len(names_of_classes(cfg))
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -213,7 +214,7 @@ def test_own_data_has_no_leftovers_of_the_published_settings(write):
     cfg = config.load(write(SMALLEST))
     assert (cfg.cutmix_partner, cfg.pretrained, cfg.protocol) == ('other', False, 'original')
     assert cfg.val_id_path == 'splits/mine/val.txt'
-    assert config.names_of_classes(cfg) == ['class 0', 'class 1', 'class 2']
+    assert names_of_classes(cfg) == ['class 0', 'class 1', 'class 2']
 
 
 # ---- types and values
@@ -222,7 +223,7 @@ def test_own_data_has_no_leftovers_of_the_published_settings(write):
     ('1e-3', 1e-3), ('1E-3', 1e-3), ('5e-4', 5e-4), ('.5e-2', 5e-3), ('1.e-3', 1e-3),
     ('2e+1', 20.0), ('2', 2.0), ('0.25', 0.25), ('1.0e-3', 1e-3)])
 def test_a_number_arrives_as_a_float(write, text, value):
-    path = write(SMALLEST + 'lr: {}\n'.format(text))
+    path = write(SMALLEST + f'lr: {text}\n')
     from_file = config.load(path).lr
     from_flag = config.load(path, None, ['lr=' + text]).lr
     assert type(from_file) is float and type(from_flag) is float
@@ -249,7 +250,8 @@ def test_truth_cannot_be_watched_without_panels(write):
     'replace_stride_with_dilation: [0, 0, 1]', 'replace_stride_with_dilation: [true, false]',
     'classes: a b c', 'classes: [a, b, 3]', 'classes: [a, b]',
     'epochs: 0', 'batch_size: 0', 'batch_size: -2', 'crop_size: -3', 'lr: 0', 'lr: -0.1',
-    'lr_multi: 0', 'seed: -1', 'workers: -1', 'workers: many', 'workers: 1.5', 'workers: true', 'beta: 1.0', 'beta: -0.1', 'conf_thresh: 1.5',
+    'lr_multi: 0', 'seed: -1', 'workers: -1', 'workers: many', 'workers: 1.5', 'workers: true',
+    'beta: 1.0', 'beta: -0.1', 'conf_thresh: 1.5',
     'top: 0', 'top: 1.5', 'gate: -1', 'warm_up_epochs: -1', 'eval_every: 0', 'log_every: 0',
     'panel_every: -1', 'panel_images: 0', 'watch_truth: 1',
     'multi_grid: true', 'num_aug: -1',
@@ -281,7 +283,7 @@ def test_a_wrong_class_count_is_refused(write, line):
 def test_a_missing_key_is_named(write, name):
     text = ''.join(line + '\n' for line in SMALLEST.splitlines() if not line.startswith(name))
     path = write(text)
-    refused(path, path, "'{}' is missing".format(name))
+    refused(path, path, f"'{name}' is missing")
 
 
 def test_criterion_without_kwargs_is_complete(write):
@@ -299,7 +301,7 @@ def test_criterion_without_kwargs_is_complete(write):
 def test_a_wrong_choice_gets_a_suggestion_and_the_legal_set(write, line, hint, allowed):
     path = write(SMALLEST + line + '\n')
     message = refused(path, path, line.split(': ')[0], line.split(': ')[1], allowed)
-    assert "did you mean '{}'?".format(hint) in message
+    assert f"did you mean '{hint}'?" in message
 
 
 def test_an_unknown_key_gets_a_suggestion_and_the_known_keys(write):
@@ -315,7 +317,7 @@ def test_an_unknown_key_that_is_like_none_gets_no_suggestion(write):
 
 @pytest.mark.parametrize('value', ['[DSSN]', '{DSSN: 1}', '3', 'true'])
 def test_a_method_that_is_no_name_is_refused(write, value):
-    refused(write(SMALLEST + 'method: {}\n'.format(value)), 'method', 'DSSN')
+    refused(write(SMALLEST + f'method: {value}\n'), 'method', 'DSSN')
 
 
 # ---- files that are no configs
@@ -348,8 +350,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, kind):
 
 def test_no_code_of_a_file_runs(write, tmp_path):
     flag = tmp_path / 'ran'
-    text = '!!python/object/apply:os.system ["touch {}"]'.format(flag)
-    refused(write(SMALLEST + 'data_root: {}\n'.format(text)))
+    text = f'!!python/object/apply:os.system ["touch {flag}"]'
+    refused(write(SMALLEST + f'data_root: {text}\n'))
     refused(write(SMALLEST), assignments=['data_root=' + text])
     assert not flag.exists()
 
@@ -443,7 +445,8 @@ def test_classes_may_lie_in_a_file_and_decide_nclass(write, tmp_path):
 
 
 @pytest.mark.parametrize('line, words', [
-    ('classes: none.txt', ('none.txt', 'one name a line', 'where you run')), ('classes: [a]', ('nclass', '1')),
+    ('classes: none.txt', ('none.txt', 'one name per line', 'current folder')),
+    ('classes: [a]', ('nclass', '1')),
     ('classes: [a, 2]', ('classes', 'text')), ('nclass: 3\nclasses: [a, b]', ('2', '3', 'agree')),
     ('nclass: 2\ncolours: [[1, 2, 3]]', ('colours', '1', '2', 'agree')),
     ('nclass: 2\ncolours: [[1, 2, 3], [4, 5]]', ('colours', '[4, 5]', 'red')),
@@ -462,14 +465,23 @@ def test_a_file_of_names_may_not_be_empty(write, tmp_path):
 
 def test_colours_are_the_users_or_the_data_sets(write):
     cfg = config.load(write(SMALLEST + 'colours: [[1, 2, 3], [0, 0, 0], [255, 254, 253]]\n'))
-    assert config.colours_of_classes(cfg) == [(1, 2, 3), (0, 0, 0), (255, 254, 253)]
-    road = config.colours_of_classes(config.load(write('dataset: cityscapes\nnclass: 19\n')))[0]
+    assert colours_of_classes(cfg) == [(1, 2, 3), (0, 0, 0), (255, 254, 253)]
+    road = colours_of_classes(config.load(write('dataset: cityscapes\nnclass: 19\n')))[0]
     assert road == (128, 64, 128)
 
 
 @pytest.mark.parametrize('keys, words', [
     (dict(batch_size=4, accumulate=3), 'accumulate = 3 must divide batch_size = 4'),
     (dict(batch_size=2, accumulate=4), 'accumulate = 4 must divide batch_size = 2'),
+    (dict(batch_size=4, labeled_batch_size=6, accumulate=4),
+     'accumulate = 4 must divide labeled_batch_size = 6: .*set a divisor of 2, or another labeled'),
+    (dict(batch_size=4, labeled_batch_size=9, accumulate=3),
+     'accumulate = 3 must divide batch_size = 4: .*set a divisor of 1, or another batch_size'),
+    (dict(method='supervised', batch_size=4, labeled_batch_size=6, accumulate=4),
+     'accumulate = 4 must divide labeled_batch_size = 6: .*set a divisor of 6'),
+    (dict(method='supervised', batch_size=4, accumulate=3), 'must divide batch_size = 4'),
+    (dict(labeled_batch_size=-1), 'labeled_batch_size = -1 must be at least 0: labeled images'),
+    (dict(labeled_batch_size=2.5), 'labeled_batch_size = 2.5 must be a whole number'),
     (dict(scale_lr=True), 'scale_lr needs reference_batch'),
 ])
 def test_batch_keys_that_do_not_agree(tiny_world, keys, words):
@@ -477,10 +489,41 @@ def test_batch_keys_that_do_not_agree(tiny_world, keys, words):
         tiny_world().load(**keys)
 
 
+@pytest.mark.parametrize('keys, labeled, unlabeled, most', [
+    (dict(batch_size=4), 4, 4, 4), (dict(batch_size=4, labeled_batch_size=6), 6, 4, 2),
+    (dict(batch_size=2, labeled_batch_size=3, method='fixmatch'), 3, 2, 1),
+    (dict(batch_size=4, method='supervised'), 4, 0, 4),
+    (dict(batch_size=4, labeled_batch_size=6, method='supervised'), 6, 0, 6)])
+def test_images_of_each_kind(tiny_world, keys, labeled, unlabeled, most):
+    cfg = tiny_world().load(**keys)
+    assert (cfg.labeled_images, cfg.unlabeled_images, cfg.most_parts) == (labeled, unlabeled, most)
+    assert tiny_world().load(**keys, accumulate=most).accumulate == most
+    # A file with another batch_size stays right: the default follows it.
+    assert 'labeled_batch_size' in keys or \
+        tiny_world().load(**{**keys, 'batch_size': 7}).labeled_images == 7
+
+
 @pytest.mark.parametrize('text, value', [('auto', 'auto'), ('0', 0), ('3', 3)])
 def test_workers_are_a_number_or_auto(write, text, value):
-    assert config.load(write(SMALLEST + 'workers: {}\n'.format(text))).workers == value
+    assert config.load(write(SMALLEST + f'workers: {text}\n')).workers == value
     assert config.load(write(SMALLEST), None, ['workers=' + text]).workers == value
+
+
+@pytest.mark.parametrize('text, value', [('auto', 'auto'), ('true', True), ('false', False)])
+def test_tf32_is_auto_as_in_new_files_or_decided_as_in_old_ones(write, text, value):
+    assert config.load(write(SMALLEST + f'tf32: {text}\n')).tf32 == value
+    assert config.load(write(SMALLEST)).tf32 == 'auto'
+    assert config.from_dict(dict(dataset='x', nclass=3, tf32=value), 'old.pth').tf32 == value
+
+
+@pytest.mark.parametrize('assignment, words', [
+    ('tf32=fast', 'tf32 = .fast. must be true or false or auto'),
+    ('tf32=1', 'tf32 = 1 must be true or false or auto'),
+    ('deterministic=auto', 'deterministic = .auto. must be true or false: on one GPU'),
+    ('eval_amp=half', 'eval_amp = half is not allowed; allowed: off, bf16, fp16')])
+def test_impossible_arithmetic(write, assignment, words):
+    with pytest.raises(UserError, match=words):
+        config.load(write(SMALLEST), None, [assignment])
 
 
 def test_workers_are_auto_by_default_and_errors_and_help_say_so(write):
@@ -492,3 +535,16 @@ def test_workers_are_auto_by_default_and_errors_and_help_say_so(write):
     with pytest.raises(UserError, match='epochs'):
         config.load(path, None, ['epochs=auto'])
     assert 'workers (int or auto, default auto)' in config.help_text(methods.find('DSSN', ''))
+
+
+@pytest.mark.parametrize('name', ['amp', 'eval_amp'])
+def test_off_is_a_word(tmp_path, name):
+    """Without quotes YAML reads it as false, in a file as in --set."""
+    path = tmp_path / 'c.yaml'
+    for word in ('off', '"off"'):
+        path.write_text(f'dataset: mine\nnclass: 3\n{name}: {word}\n')
+        assert getattr(config.load(str(path)), name) == 'off'
+    path.write_text(f'dataset: mine\nnclass: 3\n{name}: bf16\n')
+    assert getattr(config.load(str(path), None, [f'{name}=off']), name) == 'off'
+    with pytest.raises(UserError, match=f'{name} = True must be text'):
+        config.load(str(path), None, [f'{name}=on'])

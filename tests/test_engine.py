@@ -13,25 +13,31 @@ import torch
 import yaml
 from PIL import Image
 
-from dssn import checkpoint, config, engine, evaluation, update
+from dssn import config, engine, update
+from dssn.data.classes import names_of_classes
 from dssn.data.loaders import Schedule
 from dssn.distributed import World
-from dssn.engine import Run
+from dssn.engine import start
 from dssn.errors import Stopped, UserError
-from dssn.lock import Lock
+from dssn.inference import evaluation
+from dssn.models.weights import network_weights, read_torch_file
+from dssn.networks import choose_lr
+from dssn.run import checkpoint
+from dssn.run.lock import Lock
+from dssn.run.logbook import Logbook
 
 STEPS = 4  # of an epoch of the tiny world: 9 unlabeled images in batches of 2
 
 
 def train(cfg):
-    run = Run(cfg, World())
+    run = start(cfg, World())
     run.fit()
     run.log.close()
     return run
 
 
 def read(folder, name='latest.pth'):
-    return checkpoint.read_torch_file(os.path.join(folder, name))
+    return read_torch_file(os.path.join(folder, name))
 
 
 def all_records(folder):
@@ -59,11 +65,11 @@ def assert_equal(a, b, place=''):
     elif isinstance(a, dict):
         assert list(a) == list(b), place
         for key in a:
-            assert_equal(a[key], b[key], '{}.{}'.format(place, key))
+            assert_equal(a[key], b[key], f'{place}.{key}')
     elif isinstance(a, (list, tuple)):
         assert len(a) == len(b), place
         for i, (x, y) in enumerate(zip(a, b)):
-            assert_equal(x, y, '{}.{}'.format(place, i))
+            assert_equal(x, y, f'{place}.{i}')
     else:
         assert a == b, place
 
@@ -183,6 +189,8 @@ def assert_same_scalars(a, b):
 
 
 RUNS = {'DSSN': {}, 'supervised': {'method': 'supervised'}, 'accumulate': {'accumulate': 2},
+        'more labeled': {'labeled_batch_size': 4, 'accumulate': 2},
+        'fewer labeled': {'method': 'fixmatch', 'labeled_batch_size': 1},
         'topk, other partner': {'selection': 'class_topk', 'cutmix_partner': 'other'}}
 
 
@@ -250,7 +258,8 @@ def test_minutes_between_saves(tiny_world, monkeypatch):
                         lambda self, batches, real=engine.Run.next_batch:
                         (time.sleep(0.1), real(self, batches))[1])
     train(world.load())
-    assert places == [1, 2, 3, 4, 4, 4]  # in the epoch, at its end, and after evaluating
+    # In the epoch, at its end (for the clock and for the evaluation, but once), after evaluating.
+    assert places == [1, 2, 3, 4, 4]
 
 
 def test_the_state_before_is_taken_where_the_newest_is_damaged(tiny_world, capsys):
@@ -275,8 +284,8 @@ def test_no_state_that_can_be_read_is_an_error(tiny_world):
         with open(os.path.join(world.save_path, name), 'wb') as file:
             file.write(b'damaged')
     with pytest.raises(UserError, match='latest.pth.*previous.pth.*--fresh'):
-        Run(world.load(), World())
-    run = Run(world.load(), World(), fresh=True)
+        start(world.load(), World())
+    run = start(world.load(), World(), fresh=True)
     assert not run.resumed
     run.fit()
     before, = [name for name in os.listdir(world.save_path) if name.startswith('before_')]
@@ -285,7 +294,8 @@ def test_no_state_that_can_be_read_is_an_error(tiny_world):
 
 
 @pytest.mark.parametrize('failing', [['latest.pth'], ['best.pth'], ['t_best.pth', 'latest.pth']])
-def test_a_save_that_fails_ends_nothing_and_is_made_up_for(tiny_world, monkeypatch, capsys, failing):
+def test_a_save_that_fails_ends_nothing_and_is_made_up_for(
+        tiny_world, monkeypatch, capsys, failing):
     world = tiny_world(epochs=3, save_every=1)
     whole, again = world.save_path + 'whole', world.save_path + 'again'
     train(world.load(save_path=whole))
@@ -302,7 +312,8 @@ def test_a_save_that_fails_ends_nothing_and_is_made_up_for(tiny_world, monkeypat
     assert 'could not be saved' in capsys.readouterr().out
     assert_same_run(whole, again)
     for name in ('best.pth', 't_best.pth'):
-        assert_equal(read(whole, name), {**read(again, name), 'config': read(whole, name)['config']})
+        expected = read(whole, name)
+        assert_equal(expected, {**read(again, name), 'config': expected['config']})
 
 
 def test_a_disk_that_is_full_from_the_start_is_one_error(tiny_world, monkeypatch):
@@ -310,7 +321,7 @@ def test_a_disk_that_is_full_from_the_start_is_one_error(tiny_world, monkeypatch
         raise OSError(28, 'No space left on device')
     monkeypatch.setattr(Lock, 'write', write)
     with pytest.raises(UserError, match='No space left.*make room'):
-        Run(tiny_world().load(), World())
+        start(tiny_world().load(), World())
 
 
 def test_a_run_whose_end_cannot_be_saved_says_so(tiny_world, monkeypatch):
@@ -327,7 +338,7 @@ def test_a_run_whose_end_cannot_be_saved_says_so(tiny_world, monkeypatch):
 def test_bad_files_are_named_and_replaced_up_to_a_limit(tiny_world, capsys):
     world = tiny_world(max_bad_samples=2, epochs=2)
     for number in (2, 6):
-        with open(os.path.join(world.root, 'images/unlabeled{}.jpg'.format(number)), 'wb') as file:
+        with open(os.path.join(world.root, f'images/unlabeled{number}.jpg'), 'wb') as file:
             file.write(b'no image')
     train(world.load(save_path=world.save_path + '2'))
     out = capsys.readouterr().out
@@ -339,7 +350,7 @@ def test_bad_files_are_named_and_replaced_up_to_a_limit(tiny_world, capsys):
         train(world.load(epochs=3))
     steps = read(world.save_path)['step']  # what was trained before is kept
     for number in (2, 4, 6):
-        draw_again = os.path.join(world.root, 'images/unlabeled{}.jpg'.format(number))
+        draw_again = os.path.join(world.root, f'images/unlabeled{number}.jpg')
         Image.new('RGB', (40, 30)).save(draw_again)
     run = train(world.load(epochs=3, max_bad_samples=3))
     assert run.resumed and read(world.save_path)['epoch'] == 3 and steps > 0
@@ -353,7 +364,7 @@ def test_a_list_with_other_content_is_refused(tiny_world):
     with open(world.labeled, 'w') as file:
         file.writelines(lines[1:])
     with pytest.raises(UserError, match=r'labeled list was .*5 lines.*is .*4 lines.*--fresh'):
-        Run(world.load(), World())
+        start(world.load(), World())
 
 
 def test_what_may_change_is_said(tiny_world, capsys):
@@ -428,12 +439,12 @@ def test_a_finished_run_without_its_summary_gets_it(tiny_world, capsys, left):
 
 @pytest.mark.parametrize('changes', [dict(lr=0.5), dict(epochs=3, batch_size=1),
                                      dict(method='supervised'), dict(decoder_channels=16),
-                                     dict(selection='none')], ids=str)
+                                     dict(selection='none'), dict(labeled_batch_size=3)], ids=str)
 def test_changed_settings_are_refused_by_name(tiny_world, changes):
     world = tiny_world(epochs=1)
     train(world.load())
     with pytest.raises(UserError, match='latest.pth') as caught:
-        Run(world.load(**changes), World())
+        start(world.load(**changes), World())
     for name, value in changes.items():
         assert name in str(caught.value) and str(value) in str(caught.value)
 
@@ -445,7 +456,7 @@ def test_another_number_of_processes_is_refused(tiny_world):
     saved['world'] = 2
     checkpoint.save(os.path.join(world.save_path, 'latest.pth'), saved)
     with pytest.raises(UserError, match='processes was 2, is 1'):
-        Run(world.load(), World())
+        start(world.load(), World())
 
 
 def test_settings_that_change_no_number_may_change(tiny_world):
@@ -459,10 +470,11 @@ def test_a_run_from_before_a_key_existed_was_made_with_its_default(tiny_world):
     world = tiny_world()
     interrupted(world.load(), STEPS + 1)
     saved = read(world.save_path)
-    del saved['config']['colours'], saved['config']['ignore_index']
+    for key in ('colours', 'ignore_index', 'labeled_batch_size'):
+        del saved['config'][key]
     torch.save(saved, os.path.join(world.save_path, 'latest.pth'))
     with pytest.raises(UserError, match='ignore_index was 255, is 7'):
-        Run(world.load(ignore_index=7), World())
+        start(world.load(ignore_index=7), World())
     train(world.load())
     assert read(world.save_path)['epoch'] == 2
 
@@ -473,7 +485,7 @@ def test_a_foreign_latest_file_is_refused(tiny_world, content):
     os.makedirs(world.save_path)
     torch.save(content, os.path.join(world.save_path, 'latest.pth'))
     with pytest.raises(UserError, match='latest.pth.*--save-path'):
-        Run(world.load(), World())
+        start(world.load(), World())
 
 
 # ---- records
@@ -488,7 +500,7 @@ def test_records_of_a_run(tiny_world):
     for line in lines:
         for role in ('student', 'teacher'):
             iou = line[role + '_iou']
-            assert list(iou) == config.names_of_classes(cfg)
+            assert list(iou) == names_of_classes(cfg)
             assert line[role] == pytest.approx(np.mean([v for v in iou.values() if v is not None]))
         assert line['seconds'] > 0
         assert [value > 10 for key, value in line.items() if 'peak_memory' in key] == [True]
@@ -499,7 +511,7 @@ def test_records_of_a_run(tiny_world):
         assert line['lr'] == pytest.approx(cfg.lr * (1 - (step - 1) / (2 * STEPS)) ** 0.9)
     shown = scalars(world.save_path)
     for role in ('student', 'teacher'):
-        assert shown['eval/{}/mIoU'.format(role)] == [
+        assert shown[f'eval/{role}/mIoU'] == [
             (line['iteration'], pytest.approx(line[role], rel=1e-5)) for line in lines]
     assert [step for step, _ in shown['train/loss']] == [2, 4, 6, 8]
     for term in ('supervised', 'feature1', 'feature2', 'image1', 'image2', 'contrast_image',
@@ -511,7 +523,8 @@ def test_records_of_a_run(tiny_world):
     text = open(os.path.join(world.save_path, 'train.log')).read()
     assert 'mIoU' in text and 'step 8/8' in text
     assert len(glob.glob(os.path.join(world.save_path, 'events*'))) == 1
-    assert run.best == {role: max(line[role] for line in lines) for role in ('student', 'teacher')}
+    assert run.progress.best == {
+        role: max(line[role] for line in lines) for role in ('student', 'teacher')}
 
 
 def test_files_of_a_run_are_plain_and_complete(tiny_world):
@@ -531,11 +544,11 @@ def test_files_of_a_run_are_plain_and_complete(tiny_world):
         assert (content['epoch'], content['step']) == (best, best * STEPS)
         assert not any(key.startswith('module.') for key in content['model'])
         if best == cfg.epochs:
-            assert_equal(content['model'], checkpoint.weights(run.networks()[role]))
+            assert_equal(content['model'], network_weights(run.networks.by_role()[role]))
     latest = read(world.save_path)
     assert {'model', 'teacher', 'optimizer', 'epoch', 'step', 'config', 'best'} <= set(latest)
-    assert_equal(latest['model'], checkpoint.weights(run.networks()['student']))
-    assert_equal(latest['teacher'], checkpoint.weights(run.networks()['teacher']))
+    assert_equal(latest['model'], network_weights(run.networks.by_role()['student']))
+    assert_equal(latest['teacher'], network_weights(run.networks.by_role()['teacher']))
 
 
 @pytest.mark.skipif(int(torch.__version__.split('.')[0]) < 2, reason='has no weights_only')
@@ -571,8 +584,8 @@ def name_masks(world, lines, bad=()):
     for i in lines:
         size = Image.open(os.path.join(world.root, names[i])).size
         mask = Image.new('L', size, 200 if i in bad else i % 3)
-        mask.save(os.path.join(world.root, 'masks/hidden{}.png'.format(i)))
-        names[i] += ' masks/hidden{}.png'.format(i)
+        mask.save(os.path.join(world.root, f'masks/hidden{i}.png'))
+        names[i] += f' masks/hidden{i}.png'
     with open(world.unlabeled, 'w') as file:
         file.writelines(name + '\n' for name in names)
 
@@ -648,15 +661,15 @@ def test_bad_masks_of_unlabeled_images_are_named_once_and_harm_nothing(tiny_worl
     train(world.load())
     lines = [line for line in capsys.readouterr().out.splitlines() if 'watch_truth:' in line]
     assert '3 of 9 lines' in lines[0]
-    assert [sum('line %d:' % n in line for line in lines) for n in (1, 2, 3, 4)] == [1, 1, 1, 0]
+    assert [sum(f'line {n}:' in line for line in lines) for n in (1, 2, 3, 4)] == [1, 1, 1, 0]
     assert len(lines) == 4 and any('value 200' in line for line in lines)
 
 
-def test_a_list_without_masks_has_no_truth_to_watch(tiny_world, capsys):
+def test_a_list_without_masks_has_no_ground_truth_to_watch(tiny_world, capsys):
     world = tiny_world(panel_every=1, watch_truth=True, epochs=1)
     train(world.load())
     line, = [line for line in capsys.readouterr().out.splitlines() if 'watch_truth:' in line]
-    assert world.unlabeled in line and 'no truth' in line
+    assert world.unlabeled in line and 'no ground truth' in line
     assert not any('correct' in tag for tag in scalars(world.save_path))
 
 
@@ -716,7 +729,7 @@ def test_the_summary_puts_best_and_last_side_by_side(tiny_world, monkeypatch):
     assert (summary['selected_on'], summary['evaluations'], summary['epoch']) == ('val', 4, 4)
     assert (summary['protocol'], summary['absent'], summary['processes']) == ('original', 'skip', 1)
     assert summary['lists'] == lines[-1]['lists'] and summary['seconds'] == lines[-1]['seconds']
-    assert run.best == {'student': 70.0, 'teacher': 75.0}
+    assert run.progress.best == {'student': 70.0, 'teacher': 75.0}
     with open(os.path.join(world.save_path, 'train.log')) as file:
         text = file.read().split('finished: ')[1].splitlines()
     numbers = [line.split()[-2:] for line in text]
@@ -745,25 +758,25 @@ def test_another_list_selects_and_val_is_reported(tiny_world, monkeypatch):
         saved = read(world.save_path, name)
         assert {key: saved[key] for key in ('miou', 'epoch')} == {
             key: summary['best'][role][key] for key in ('miou', 'epoch')}
-    assert run.best == {'student': 40.0, 'teacher': 8.0}
+    assert run.progress.best == {'student': 40.0, 'teacher': 8.0}
     assert scalars(world.save_path)['select_on/student/mIoU'] == list(zip([1, 2, 3, 4],
                                                                          HELD['student']))
     with open(os.path.join(world.save_path, 'train.log')) as file:
         log = file.read()
     assert 'select_on list: own list, 2 lines' in log and 'highest mIoU on select_on' in log
     assert 'mIoU on select_on: student 30.00, teacher 8.00' in log
-    with pytest.raises(UserError, match='select_on was .*held_out.txt.*, is \'\''):
-        Run(world.load(), World())
+    with pytest.raises(UserError, match="select_on was .*held_out.txt.*, is ''"):
+        start(world.load(), World())
 
 
 def test_the_selecting_list_is_evaluated_as_val_is(tiny_world):
     from dssn.data.lists import read_list
-    from dssn.evaluation import evaluate
+    from dssn.inference.evaluation import evaluate
     world = tiny_world(epochs=1, n_unlabeled=2, n_val=3)
     cfg = world.load(select_on=held_out(world, 2))
     run = train(cfg)
     line, = metrics(world.save_path)
-    expected = evaluate(run.networks(), cfg, read_list(cfg.select_on), World())
+    expected = evaluate(run.networks.by_role(), cfg, read_list(cfg.select_on), World())
     assert line['select_on'] == {role: score.miou for role, score in expected.items()}
 
 
@@ -800,24 +813,24 @@ def test_the_first_step_copies_the_student_and_later_ones_average(tiny_world, mo
 def test_warm_up_by_epochs_keeps_the_teacher_a_copy(tiny_world):
     world = tiny_world(warm_up_epochs=2)
     run = train(world.load())
-    student, teacher = [dict(network.state_dict()) for network in run.networks().values()]
+    student, teacher = [dict(network.state_dict()) for network in run.networks.by_role().values()]
     assert_equal(student, teacher)
     assert 'train/image1' not in scalars(world.save_path)
 
 
 def test_the_teacher_has_no_gradient_and_the_student_moves(tiny_world):
-    run = Run(tiny_world(epochs=1).load(), World())
-    before = [p.clone() for p in run.student.parameters()]
+    run = start(tiny_world(epochs=1).load(), World())
+    before = [p.clone() for p in run.networks.student.parameters()]
     run.fit()
     run.log.close()
-    assert all(p.grad is None and not p.requires_grad for p in run.teacher.parameters())
-    assert all(not torch.equal(a, b) for a, b in zip(before, run.student.parameters()))
+    assert all(p.grad is None and not p.requires_grad for p in run.networks.teacher.parameters())
+    assert all(not torch.equal(a, b) for a, b in zip(before, run.networks.student.parameters()))
 
 
 def test_a_supervised_run_has_no_teacher_and_needs_no_unlabeled_list(tiny_world):
     world = tiny_world(n_labeled=7, method='supervised')
     run = train(world.load(unlabeled_id_path=''))
-    assert list(run.networks()) == ['student']
+    assert list(run.networks.by_role()) == ['student']
     lines = metrics(world.save_path)
     assert [line['iteration'] for line in lines] == [3, 6]  # 7 labeled images in batches of 2
     assert [(line['teacher'], line['teacher_iou']) for line in lines] == [(None, None)] * 2
@@ -831,14 +844,14 @@ def test_training_starts_from_a_checkpoint_of_another_class_count(tiny_world, ca
     path = os.path.join(source.save_path, 'best.pth')
     world = tiny_world(nclass=4, init_from=path)
     capsys.readouterr()
-    run = Run(world.load(), World())
+    run = start(world.load(), World())
     run.log.close()
-    theirs, ours = read(source.save_path, 'best.pth')['model'], run.student.state_dict()
+    theirs, ours = read(source.save_path, 'best.pth')['model'], run.networks.student.state_dict()
     assert ours['classifier.weight'].shape[0] == 4
     for name in ours:
         if not name.startswith('classifier.'):
             assert torch.equal(ours[name], theirs[name]), name
-            assert torch.equal(run.teacher.state_dict()[name], theirs[name]), name
+            assert torch.equal(run.networks.teacher.state_dict()[name], theirs[name]), name
     out = capsys.readouterr().out
     assert path in out and 'classifier.weight' in out
 
@@ -857,7 +870,7 @@ def test_labels_without_a_valid_pixel_train_on_unharmed(tiny_world, method, crit
             Image.new('L', mask.size, 255).save(os.path.join(folder, name))
     run = train(world.load())
     assert all(value == 0 for _, value in scalars(world.save_path)['train/supervised'])
-    assert all(bool(torch.isfinite(p).all()) for p in run.student.parameters())
+    assert all(bool(torch.isfinite(p).all()) for p in run.networks.student.parameters())
 
 
 @pytest.mark.parametrize('partner', ['same', 'other'])
@@ -865,7 +878,7 @@ def test_batch_of_one(tiny_world, partner):
     world = tiny_world(n_unlabeled=3, batch_size=1, cutmix_partner=partner)
     run = train(world.load())
     assert [line['iteration'] for line in metrics(world.save_path)] == [3, 6]
-    assert all(bool(torch.isfinite(t).all()) for t in run.student.state_dict().values())
+    assert all(bool(torch.isfinite(t).all()) for t in run.networks.student.state_dict().values())
 
 
 def test_one_image_of_each_kind(tiny_world):
@@ -912,8 +925,10 @@ def test_the_term_that_went_first_is_named(tiny_world, monkeypatch):
         train(world.load())
 
 
-def test_the_samples_are_named_and_the_networks_kept_for_inspection(tiny_world, monkeypatch):
-    world = tiny_world(log_every=50, epochs=1)
+@pytest.mark.parametrize('labeled', [0, 3])
+def test_the_samples_are_named_and_the_networks_kept_for_inspection(tiny_world, monkeypatch,
+                                                                    labeled):
+    world = tiny_world(log_every=50, epochs=1, labeled_batch_size=labeled)
     poison(monkeypatch, 2)
     with pytest.raises(UserError) as caught:
         train(world.load())
@@ -923,9 +938,9 @@ def test_the_samples_are_named_and_the_networks_kept_for_inspection(tiny_world, 
     schedule = Schedule(world.load(), 5, 9)
     names = [word.strip(',;') for word in kept['fault']['samples'].split() if '.jpg' in word]
     draws = schedule.batch(0, 1)
-    assert names == (['images/labeled{}.jpg'.format(draw.labeled) for draw in draws]
-                     + ['images/unlabeled{}.jpg'.format(draw.unlabeled) for draw in draws]
-                     + ['images/unlabeled{}.jpg'.format(draw.partner) for draw in draws])
+    assert names == ([f'images/labeled{draw.labeled}.jpg' for draw in draws]
+                     + [f'images/unlabeled{draw.unlabeled}.jpg' for draw in draws[:2]]
+                     + [f'images/unlabeled{draw.partner}.jpg' for draw in draws[:2]])
     # The student as one good step left it, though three more were trained.
     monkeypatch.undo()
     other = world.load(save_path=world.save_path + '2')
@@ -945,9 +960,9 @@ def test_steps_that_are_not_finite_can_be_skipped_up_to_a_limit(tiny_world, monk
             train(world.load())
         return
     run = train(world.load())
-    assert run.skips == read(world.save_path)['skips'] == 3
+    assert run.progress.skips == read(world.save_path)['skips'] == 3
     text = capsys.readouterr().out
-    assert text.count('warning: 1 steps were not finite and left out') == 3
+    assert text.count('warning: 1 steps were not finite and were skipped') == 3
     assert all(torch.isfinite(value).all() for value in read(world.save_path)['model'].values())
 
 
@@ -969,9 +984,15 @@ def test_a_step_draws_by_its_place_alone():
     ({}, 3, 0.02, None), ({'reference_batch': 2}, 1, 0.02, None),
     ({'reference_batch': 8}, 2, 0.02, 'global batch is 4 .*meant for 8.*scale_lr=true.*0.01'),
     ({'reference_batch': 8, 'scale_lr': True}, 2, 0.01, 'scaled to 0.01'),
+    # Labeled images count, as many as there are.
+    ({'reference_batch': 8, 'labeled_batch_size': 4}, 2, 0.02, None),
+    ({'reference_batch': 4, 'labeled_batch_size': 3, 'scale_lr': True}, 2, 0.03,
+     r'global batch is 6 \(3 x 2 processes\).*scaled to 0.03'),
+    ({'reference_batch': 4, 'labeled_batch_size': 8, 'scale_lr': True, 'method': 'supervised'}, 1,
+     0.04, 'scaled to 0.04'),
 ])
 def test_lr_is_for_a_global_batch(tiny_world, keys, processes, lr, words):
-    found, notes = engine.choose_lr(tiny_world(lr=0.02, batch_size=2).load(**keys), processes)
+    found, notes = choose_lr(tiny_world(lr=0.02, batch_size=2).load(**keys), processes)
     assert found == pytest.approx(lr)
     if words:
         note, = notes
@@ -986,8 +1007,8 @@ def test_a_scaled_lr_is_trained_with_and_said(tiny_world, capsys):
     assert 'scaled to 0.04' in capsys.readouterr().out
     assert metrics(world.save_path)[0]['lr'] == pytest.approx(
         0.04 * (1 - (STEPS - 2) / STEPS) ** 0.9)
-    assert run.optimizer.param_groups[1]['lr'] == pytest.approx(
-        run.cfg.lr_multi * run.optimizer.param_groups[0]['lr'])
+    assert run.networks.optimizer.param_groups[1]['lr'] == pytest.approx(
+        run.cfg.lr_multi * run.networks.optimizer.param_groups[0]['lr'])
 
 
 def test_a_gpu_that_is_too_small_is_told_what_helps(tiny_world, monkeypatch):
@@ -1005,6 +1026,54 @@ def test_a_gpu_that_is_too_small_is_told_what_helps(tiny_world, monkeypatch):
     with pytest.raises(UserError) as caught:
         train(some)
     assert 'lean=' not in str(caught.value) and 'accumulate=' not in str(caught.value)
+
+
+@pytest.mark.parametrize('keys, size, advice', [
+    ({'labeled_batch_size': 6, 'batch_size': 4}, 'labeled_batch_size 6, batch_size 4',
+     'accumulate=2'),
+    ({'labeled_batch_size': 3, 'batch_size': 2}, 'labeled_batch_size 3, batch_size 2', None),
+    ({'labeled_batch_size': 3, 'method': 'supervised'}, 'labeled_batch_size 3', 'accumulate=3'),
+    ({'method': 'supervised'}, 'batch_size 2', 'accumulate=2')], ids=str)
+def test_parts_that_are_advised_are_legal(tiny_world, keys, size, advice):
+    text = engine.memory_advice(tiny_world().load(**keys), 'CUDA out of memory. Tried')
+    assert text.startswith(f'CUDA out of memory: {size} at crop_size 33 ')
+    assert (re.findall(r'accumulate=\d+', text) or [None]) == [advice]
+    if advice:
+        tiny_world().load(**keys, accumulate=int(advice.split('=')[1]))
+
+
+@pytest.mark.parametrize('keys, images', [
+    ({}, 4), ({'labeled_batch_size': 3}, 5), ({'labeled_batch_size': 1, 'batch_size': 4}, 5),
+    ({'method': 'supervised'}, 2), ({'method': 'supervised', 'labeled_batch_size': 3}, 3)], ids=str)
+def test_images_a_second_are_those_of_both_kinds(tiny_world, monkeypatch, keys, images):
+    real, counts = Logbook.step, []
+
+    def step(self, *args, **kwargs):
+        counts.append(kwargs['images'])
+        real(self, *args, **kwargs)
+    monkeypatch.setattr(Logbook, 'step', step)
+    train(tiny_world(epochs=1, **keys).load())
+    assert set(counts) == {images}
+
+
+def test_a_step_trains_on_what_the_schedule_says(tiny_world, monkeypatch):
+    world, seen = tiny_world(labeled_batch_size=3, epochs=1), []
+    real = update.Update.gradients
+
+    def gradients(self, batch, step):
+        parts = batch.labeled, batch.unlabeled, batch.partner
+        seen.append([part.index.tolist() for part in parts])
+        return real(self, batch, step)
+    monkeypatch.setattr(update.Update, 'gradients', gradients)
+    train(world.load())
+    schedule = Schedule(world.load(), 5, 9)
+    assert len(seen) == STEPS
+    for step, found in enumerate(seen):
+        draws = schedule.batch(0, step)
+        assert found == [[draw.labeled for draw in draws], [draw.unlabeled for draw in draws[:2]],
+                         [draw.partner for draw in draws[:2]]]
+    labeled = [index for found in seen for index in found[0]]
+    assert sorted(labeled[:5]) == sorted(labeled[5:10]) == list(range(5))
 
 
 def test_other_errors_of_pytorch_are_not_hidden(tiny_world, monkeypatch):

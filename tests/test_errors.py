@@ -10,16 +10,16 @@ from PIL import Image
 
 import eval as eval_script
 import train as train_script
-from dssn import checkpoint
 from dssn.errors import UserError
 from dssn.models import build_model
+from dssn.models.weights import network_weights
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def train_refused(world, *words, **flags):
     """train.py's message for the world with `--set` of `flags`; it must hold all words."""
-    assignments = ['{}={}'.format(key, value) for key, value in flags.items()]
+    assignments = [f'{key}={value}' for key, value in flags.items()]
     return refused(train_script.main, ['--config', world.config_path]
                    + (['--set'] + assignments if assignments else []), words)
 
@@ -41,7 +41,7 @@ def saved(tiny_world, tmp_path):
     world = tiny_world()
     cfg = world.load()
     path = str(tmp_path / 'sound.pth')
-    torch.save({'model': checkpoint.weights(build_model(cfg)), 'config': config.to_dict(cfg)}, path)
+    torch.save({'model': network_weights(build_model(cfg)), 'config': config.to_dict(cfg)}, path)
     return world, path
 
 
@@ -49,7 +49,7 @@ def saved(tiny_world, tmp_path):
 
 @pytest.mark.parametrize('key', ['labeled_id_path', 'unlabeled_id_path', 'val_id_path'])
 def test_a_missing_list(tiny_world, key):
-    train_refused(tiny_world(), 'no/such.txt', 'dssn.data split', **{key: 'no/such.txt'})
+    train_refused(tiny_world(), 'no/such.txt', 'dssn split', **{key: 'no/such.txt'})
 
 
 @pytest.mark.parametrize('key', ['labeled_id_path', 'unlabeled_id_path'])
@@ -265,3 +265,25 @@ def test_the_program_prints_one_line_and_fails(tiny_world):
     assert 'Traceback' not in done.stderr
     line, = done.stderr.splitlines()
     assert line.startswith('train.py: error: no/such.txt')
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='pipes')
+@pytest.mark.parametrize('lines', [1, 100000])
+def test_a_reader_that_ends_early_is_no_error(lines):
+    """As with `| head`. The output of one line is only written at the end of the program."""
+    program = 'import sys; from dssn.errors import exit_status; ' \
+              f"sys.exit(exit_status('p', lambda: print('a line\\n' * {lines})))"
+    process = subprocess.Popen([sys.executable, '-c', program], cwd=ROOT, stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    with process.stderr:
+        assert process.stderr.read() == b''
+    assert process.wait() == 141
+
+
+def test_another_broken_pipe_is_an_error():
+    program = 'import os, sys; from dssn.errors import exit_status; r, w = os.pipe(); ' \
+              "os.close(r); sys.exit(exit_status('p', lambda: os.write(w, b'x')))"
+    done = subprocess.run([sys.executable, '-c', program], cwd=ROOT, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, universal_newlines=True)
+    assert done.returncode == 1 and 'BrokenPipeError' in done.stderr

@@ -7,10 +7,10 @@ import torch
 import torch.nn as nn
 from PIL import Image
 
-from dssn import evaluation
 from dssn.data.lists import read_list
 from dssn.distributed import World
-from dssn.evaluation import confusion_matrix, evaluate, scores
+from dssn.inference import evaluation
+from dssn.inference.evaluation import confusion_matrix, evaluate, scores
 
 
 class Painter(nn.Module):
@@ -43,8 +43,20 @@ def test_a_label_that_is_all_ignored_counts_nothing():
     assert matrix.tolist() == [[0] * 4] * 4
 
 
-# Truth: class 0 4 pixels, class 1 3, class 2 one pixel, class 3 none; class 3 is predicted once,
-# class 4 occurs nowhere.
+def test_uint8_labels_give_the_same_counts():
+    rng = np.random.default_rng(2)
+    label, found = rng.integers(0, 250, (2, 5000))
+    label[:100], expected = 255, np.zeros((250, 250), int)
+    for true, guess in zip(label, found):
+        if true != 255:
+            expected[true, guess] += 1
+    label, found = torch.from_numpy(label), torch.from_numpy(found)
+    assert confusion_matrix(label.byte(), found, 250).tolist() == expected.tolist()
+    assert confusion_matrix(label, found, 250).tolist() == expected.tolist()
+
+
+# Ground truth: 4 pixels of class 0, 3 of class 1, one of class 2. Class 3 is predicted once, class
+# 4 does not occur.
 MATRIX = torch.tensor([[3, 1, 0, 0, 0], [0, 2, 0, 1, 0], [0, 0, 1, 0, 0], [0] * 5, [0] * 5])
 
 
@@ -86,7 +98,7 @@ def test_counts_beyond_float32_are_exact():
 # ---- sliding window
 
 def slow_windows(model, images, window):
-    """Each pixel's summed probabilities: window by window as the specification words it."""
+    """Each pixel's summed probabilities: window by window, as in the specification."""
     stride = int(2 / 3 * window) or 1
     height, width = images.shape[2:]
     total = np.zeros((len(images), 3, height, width))
@@ -105,7 +117,7 @@ def slow_windows(model, images, window):
     (20, 15, 9, 12),   # stride 6: rows 0 6 12 18 (12 already reaches the border), columns 0 6 12
     (13, 7, 9, 6),     # the last window of a row is one pixel thin
     (5, 4, 9, 1),      # smaller than the window
-    (9, 9, 9, 4),      # exactly one window, and still a second that starts below the side
+    (9, 9, 9, 4),      # exactly one window, and a second one that starts inside the image
     (17, 23, 8, 20),   # stride int(16/3) = 5
     (3, 4, 1, 12),     # stride not below 1
 ])
@@ -122,7 +134,7 @@ def test_protocols_choose_the_predictor():
     model, images = Painter().eval(), torch.randn(1, 3, 12, 12)
     with torch.no_grad():
         whole = model(images).argmax(1)
-        for protocol in ('original', 'center_crop'):  # whose crop is made before
+        for protocol in ('original', 'center_crop'):  # the crop is made before
             assert torch.equal(evaluation.predictor(protocol, 9)(model, images), whole)
         windows = evaluation.predictor('sliding_window', 9)(model, images)
         np.testing.assert_array_equal(windows.numpy(), slow_windows(model, images, 9).argmax(1))
@@ -193,16 +205,16 @@ def test_no_augmentation_is_the_plain_prediction():
     (5, 4, 2, (slice(1, 3), slice(1, 3))), (6, 7, 3, (slice(1, 4), slice(2, 5))),
     (3, 9, 5, (slice(0, 3), slice(2, 7))), (4, 4, 4, (slice(0, 4), slice(0, 4))),
 ])
-def test_the_middle_is_cut_out(height, width, size, expected):
+def test_the_center_is_cropped(height, width, size, expected):
     image = torch.arange(2 * height * width).view(2, height, width)
-    assert torch.equal(evaluation.centre(image, size), image[(slice(None), *expected)])
+    assert torch.equal(evaluation.center_crop(image, size), image[(slice(None), *expected)])
 
 
 @pytest.mark.parametrize('count', [1, 2, 3, 7])
-def test_groups_are_of_one_size_and_lose_nothing(count):
+def test_groups_have_one_size_and_contain_all_items(count):
     rng = np.random.default_rng(0)
     items = [(torch.zeros(3, 4 + int(rng.integers(3)), 5), i) for i in range(50)]
-    groups = list(evaluation.of_one_size(iter(items), count))
+    groups = list(evaluation.group_by_size(iter(items), count))
     assert sorted(i for group in groups for _, i in group) == list(range(50))
     for group in groups:
         assert len(group) <= count and len({image.shape for image, _ in group}) == 1
@@ -211,15 +223,15 @@ def test_groups_are_of_one_size_and_lose_nothing(count):
         assert [i for (_, i), in groups] == list(range(50))
 
 
-def test_not_more_than_a_few_images_wait_for_others_of_their_size():
+def test_the_number_of_waiting_images_is_bounded():
     taken = []
 
     def items():
-        for i in range(100):  # all unlike
+        for i in range(100):  # all different
             taken.append(i)
             yield torch.zeros(3, 1 + i, 2), i
     given = 0
-    for group in evaluation.of_one_size(items(), 4):
+    for group in evaluation.group_by_size(items(), 4):
         given += len(group)
         assert len(taken) - given < 8 * 4
     assert given == 100
@@ -237,9 +249,9 @@ def slow_matrix(model, cfg, samples):
         x = torch.from_numpy(x.transpose(2, 0, 1)[None]).float()
         with torch.no_grad():
             found = model(x).argmax(1)[0].numpy()
-        for truth, guess in zip(mask.ravel(), found.ravel()):
-            if truth != 255:
-                matrix[truth, guess] += 1
+        for true, guess in zip(mask.ravel(), found.ravel()):
+            if true != 255:
+                matrix[true, guess] += 1
     return torch.from_numpy(matrix)
 
 
@@ -267,6 +279,18 @@ def test_two_networks_in_one_pass_against_the_slow_count(tiny_world):
         assert image.dtype == torch.uint8 and image.shape[1:] == label.shape
         assert {name: p.shape for name, p in predictions.items()} == {
             name: label.shape for name in networks}
+
+
+def test_images_and_labels_are_moved_as_bytes(tiny_world, monkeypatch):
+    cfg, moved, real = tiny_world().load(), [], torch.Tensor.to
+
+    def to(tensor, *args, **kwargs):
+        if any(isinstance(arg, torch.device) for arg in args):
+            moved.append(tensor.dtype)
+        return real(tensor, *args, **kwargs)
+    monkeypatch.setattr(torch.Tensor, 'to', to)
+    evaluate({'s': Painter()}, cfg, read_list(cfg.val_id_path), World())
+    assert moved == [torch.uint8] * 6  # image and label of three samples
 
 
 def test_absent_is_passed_on(tiny_world):
@@ -317,8 +341,8 @@ def test_center_crop_counts_the_middle_alone(tiny_world):
         x = (image - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
         with torch.no_grad():
             found = model(torch.from_numpy(x.transpose(2, 0, 1)[None]).float()).argmax(1)[0]
-        for truth, guess in zip(mask.ravel(), found.numpy().ravel()):
-            count[truth, guess] += 1
+        for true, guess in zip(mask.ravel(), found.numpy().ravel()):
+            count[true, guess] += 1
     assert result['s'] == scores(torch.from_numpy(count), len(samples))
     assert {tuple(label.shape) for _, _, label, _ in seen} == {(30, 32), (32, 30)}
 
@@ -362,7 +386,7 @@ def test_no_gradient_is_recorded(tiny_world):
 
 
 class Part(World):
-    """One of several ranks; keeps what it would add to the others' counts."""
+    """One of several ranks; records the tensors that it would sum over ranks."""
 
     def __init__(self, rank, size):
         super().__init__(rank, rank, size)

@@ -1,5 +1,7 @@
-"""Damaged images and masks through the data sets: a sample that is sound, or an error that names
-the file; nothing else is raised, nothing hangs. Seeds are fixed."""
+"""Damaged images and masks: the data sets give a valid sample, or an error that names the file.
+
+No other error is raised, and nothing hangs. Seeds are fixed.
+"""
 import io
 import struct
 import time
@@ -9,22 +11,22 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from conftest import draw_pair
 from PIL import Image
 
 from dssn import config
-from dssn.data.datasets import Draw, EvalSet, TrainSet
+from dssn.data.datasets import EvalSet, RowIndices, TrainSet
 from dssn.data.lists import Sample
 from dssn.errors import UserError
-from conftest import draw_pair
 
 WIDTH, HEIGHT, NCLASS = 29, 23, 3
-LONGEST = 5.0  # seconds of one sample; they take milliseconds
-pytestmark = pytest.mark.filterwarnings('ignore')  # Pillow warns of much that it then reads
+TIME_LIMIT = 5.0  # seconds for one sample, which takes milliseconds
+pytestmark = pytest.mark.filterwarnings('ignore')  # Pillow warns of many files that it then reads
 
 
-def encoded(picture, kind, **options):
+def encoded(image, kind, **options):
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -77,7 +79,7 @@ def flipped(data, rng, start=0, stop=None):
 
 
 def shuffled(data, rng):
-    """Parts doubled, left out, filled with one byte, or followed by rubbish."""
+    """Copies with a part repeated, removed or overwritten, or with random bytes at the end."""
     copies = []
     for _ in range(8):
         start, stop = sorted(rng.integers(0, len(data), 2).tolist())
@@ -105,13 +107,14 @@ def joined(chunks):
 
 
 def resealed(data, rng):
-    """PNGs with damaged chunks whose checksums are right, so that the damage gets further in."""
+    """PNG files with damaged chunks and correct checksums, which are decoded further."""
     copies = []
     if data[:4] != b'\x89PNG':
         return copies
-    for kind, content in ((b'zTXt', b'a\0\0' + zlib.compress(bytes(10 ** 7))), (b'iCCP', b'a\0\0' + b'x' * 9),
-                          (b'eXIf', b'MM\0*' + b'\xff' * 20), (b'acTL', b'\xff' * 8),
-                          (b'tRNS', b'\1' * 300), (b'PLTE', b'\1' * 7), (b'gAMA', b''), (b'pHYs', b'\0')):
+    for kind, content in ((b'zTXt', b'a\0\0' + zlib.compress(bytes(10 ** 7))),
+                          (b'iCCP', b'a\0\0' + b'x' * 9), (b'eXIf', b'MM\0*' + b'\xff' * 20),
+                          (b'acTL', b'\xff' * 8), (b'tRNS', b'\1' * 300), (b'PLTE', b'\1' * 7),
+                          (b'gAMA', b''), (b'pHYs', b'\0')):
         chunks = chunks_of(data)
         chunks.insert(1, (kind, content))
         copies.append(joined(chunks))
@@ -130,19 +133,21 @@ def resealed(data, rng):
 
 
 def resized(data, rng):
-    """Heads that state another size: none, one row, and more than there is."""
+    """Headers with another size: no pixels, one row, or more pixels than the file has."""
     sizes = [(0, 0), (1, 1), (WIDTH, 0), (0, HEIGHT), (WIDTH + 1, HEIGHT), (WIDTH, HEIGHT * 9),
              (2 ** 31 - 1, 2 ** 31 - 1), (2 ** 32 - 1, 1), (65535, 65535), (900, 1000)]
     if data[:4] == b'\x89PNG':
         rest = chunks_of(data)
         return [joined([(rest[0][0], struct.pack('>II', *size) + rest[0][1][8:])] + rest[1:])
                 for size in sizes]
-    marker = next(at for at in range(2, len(data)) if data[at] == 255 and data[at + 1] in (192, 194))
+    marker = next(at for at in range(2, len(data))
+                  if data[at] == 255 and data[at + 1] in (192, 194))
     return [data[:marker + 5] + struct.pack('>HH', height % 65536, width % 65536)
             + data[marker + 9:] for width, height in sizes]
 
 
-DAMAGES = {function.__name__: function for function in (truncated, flipped, shuffled, resealed, resized)}
+DAMAGES = {function.__name__: function
+           for function in (truncated, flipped, shuffled, resealed, resized)}
 DAMAGES['flipped heads'] = lambda data, rng: flipped(data, rng, 0, 60)
 
 
@@ -150,18 +155,18 @@ DAMAGES['flipped heads'] = lambda data, rng: flipped(data, rng, 0, 60)
 def world(tmp_path, monkeypatch):
     """(folder, EvalSet, TrainSet) of one image and one mask, which a test overwrites."""
     monkeypatch.setenv('DSSN_MAX_PIXELS', '1000000')
-    sound = {'image.jpg': FILES['jpeg'], 'mask.png': FILES['mask']}
-    for name, data in sound.items():
+    files = {'image.jpg': FILES['jpeg'], 'mask.png': FILES['mask']}
+    for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     path = tmp_path / 'config.yaml'
-    path.write_text('dataset: tiny\nnclass: {}\ncrop_size: 33\ndata_root: {}\n'.format(NCLASS, tmp_path))
+    path.write_text(f'dataset: tiny\nnclass: {NCLASS}\ncrop_size: 33\ndata_root: {tmp_path}\n')
     cfg = config.load(str(path))
     samples = [Sample('image.jpg', 'mask.png', 'list line 1')]
     return tmp_path, EvalSet(cfg, samples), TrainSet(cfg, samples, samples)
 
 
 def check_item(item, name):
-    """Whether the item is an error, which then must name the file."""
+    """Check an item; returns whether it is an error, which must name the file."""
     if isinstance(item, UserError):
         assert name in str(item) and 'list line 1' in str(item) and '\n' not in str(item)
         assert len(str(item)) < 2000
@@ -169,8 +174,8 @@ def check_item(item, name):
     tensors = [t for part in item for t in (part if isinstance(part, tuple) else [part])
                if torch.is_tensor(t)]
     for tensor in tensors:
-        if tensor.dtype == torch.uint8:
-            assert tensor.dim() == 3 and tensor.shape[0] == 3
+        if tensor.dim() == 3:
+            assert tensor.dtype == torch.uint8 and tensor.shape[0] == 3
         elif tensor.dim() == 2:
             assert tensor.dtype == torch.bool or bool(((tensor < NCLASS) | (tensor == 255)).all())
             assert min(tensor.shape) > 0
@@ -193,9 +198,8 @@ def test_a_damaged_file_gives_a_sample_or_an_error(world, kind, damage):
         if not bad:
             assert item[0].shape[1:] == item[1].shape
         refused += bad
-        draw = Draw(0, 0, 0, 0, 0)
-        assert check_item(train_set[draw], name) == bad
-        assert time.time() - started < LONGEST
+        assert check_item(train_set[RowIndices(0, 0, 0, 0, 0)], name) == bad
+        assert time.time() - started < TIME_LIMIT
     if damage in ('truncated', 'resized'):
         assert refused >= len(copies) // 2
     elif copies:
@@ -211,4 +215,4 @@ def test_an_undamaged_file_gives_a_sample(world, kind):
         warnings.simplefilter('error')
         image, label, _ = eval_set[0]
     assert image.shape == (3, HEIGHT, WIDTH) and label.shape == (HEIGHT, WIDTH)
-    assert not isinstance(train_set[Draw(0, 0, 0, 0, 0)], UserError)
+    assert not isinstance(train_set[RowIndices(0, 0, 0, 0, 0)], UserError)

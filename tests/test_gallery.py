@@ -9,8 +9,8 @@ from urllib.parse import unquote
 import pytest
 import torch
 
-from dssn.evaluation import scores
-from dssn.gallery import write_gallery
+from dssn.inference.evaluation import scores
+from dssn.inference.gallery import write_gallery
 
 CLASSES = [('sky', (1, 2, 3)), ('<b>"road"', (4, 5, 6)), ('car', (7, 8, 9))]
 SCORE = scores(torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]]))
@@ -47,10 +47,10 @@ class Page(HTMLParser):
 
 
 def row(position, name='x.jpg', iou=None, **changes):
-    files = {'panel': 'panel/{}.png'.format(position), 'overlay': 'overlay/a #%3F.jpg'}
+    files = {'panel': f'panel/{position}.png', 'overlay': 'overlay/a #%3F.jpg'}
     return dict({'position': position, 'name': name, 'size': (40, 30), 'iou': iou,
                  'accuracy': iou, 'parts': ['image', 'prediction'], 'files': files,
-                 'thumbnail': 'thumbnail/{}.jpg'.format(position), 'thumbnail_size': (84, 30)},
+                 'thumbnail': f'thumbnail/{position}.jpg', 'thumbnail_size': (84, 30)},
                 **changes)
 
 
@@ -74,14 +74,14 @@ def test_many_thumbnails_are_loaded_lazily_into_known_sizes(tmp_path):
     assert len(images) == 600
     for i, image in enumerate(images):
         assert (image['loading'], image['width'], image['height']) == ('lazy', '84', '30')
-        assert image['src'] == 'thumbnail/{}.jpg'.format(i) and image['alt']
+        assert image['src'] == f'thumbnail/{i}.jpg' and image['alt']
 
 
-def test_nothing_comes_from_elsewhere(tmp_path):
+def test_the_page_loads_no_other_resource(tmp_path):
     text = page(tmp_path, [row(0, iou=1.0)])
     found = Page(text)
     assert {tag for tag, _ in found.elements} & {'link', 'iframe', 'object', 'base'} == set()
-    assert '//' not in re.sub(r'// .*', '', text)  # but comments: no address
+    assert '//' not in re.sub(r'// .*', '', text)  # no address outside of comments
     assert '@import' not in text and 'url(' not in text and not found.all('script')[0].get('src')
 
 
@@ -96,7 +96,7 @@ def test_a_caption_can_be_broken_before_each_link(tmp_path):
     assert caption.count('<a ') == caption.count(' <a ') == 2
 
 
-def test_names_are_shown_not_obeyed(tmp_path):
+def test_names_are_escaped(tmp_path):
     text = page(tmp_path, [row(0, NASTY, 5.0)], problems=['bad ' + NASTY], title=NASTY,
                 facts=['fact ' + NASTY])
     found = Page(text)
@@ -108,12 +108,12 @@ def test_names_are_shown_not_obeyed(tmp_path):
     assert '<b>"road"' in found.words('td')
 
 
-def test_a_name_that_is_no_text_does_not_stop_it(tmp_path):
+def test_invalid_bytes_in_a_name_are_replaced(tmp_path):
     found = Page(page(tmp_path, [row(0, 'a\udce9.jpg')]))
     assert found.all('figure')[0]['data-name'] == 'a?.jpg'
 
 
-def test_table_of_classes_with_truth(tmp_path):
+def test_table_of_classes_with_ground_truth(tmp_path):
     found = Page(page(tmp_path, [row(0)]))
     assert found.words('th') == ['class', 'IoU', 'recall', 'precision']
     assert found.words('td') == ['sky', '75.00', '75.00', '100.00',
@@ -123,7 +123,7 @@ def test_table_of_classes_with_truth(tmp_path):
     assert len(swatches) == 6 and 'wrong' in found.words('li')  # and of the error maps
 
 
-def test_legend_without_truth(tmp_path):
+def test_legend_without_ground_truth(tmp_path):
     found = Page(page(tmp_path, [row(0)], score=None, problems=['no image']))
     assert found.all('table') == []
     assert found.words('li') == ['sky', '<b>"road"', 'car', 'no image']

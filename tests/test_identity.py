@@ -1,4 +1,4 @@
-"""Identities of lists: their hash, the published lists and their import, generated lists, a run."""
+"""Identities of lists: hash, published lists and their import, generated lists, a run."""
 import hashlib
 import json
 import os
@@ -9,19 +9,20 @@ import pytest
 import yaml
 
 from dssn import config
+from dssn.__main__ import main
 from dssn.data import identity
-from dssn.data.__main__ import main
-from dssn.data.identity import identify, note_generated
+from dssn.data.identity import identify, record_generated
 from dssn.distributed import World
-from dssn.engine import Run
+from dssn.engine import start
 from dssn.errors import UserError
+from dssn.run import guard
 
-IDS = ['JPEGImages/%d.jpg' % i for i in range(12)]
-UNCOMPARABLE = 'generated, seed %d: not comparable with published numbers'
+IDS = [f'JPEGImages/{i}.jpg' for i in range(12)]
+NOT_COMPARABLE = 'generated, seed %d: not comparable with published numbers'
 
 
 def sha256(lines):
-    """Independent of the package: of lines in any order."""
+    """The hash of lines in any order, computed without the package."""
     return hashlib.sha256('\n'.join(sorted(lines)).encode()).hexdigest()
 
 
@@ -50,7 +51,7 @@ def generated_identity(path):
 
 @pytest.fixture
 def published(tmp_path, monkeypatch):
-    """A folder of three lists that a manifest of their own calls published; the manifest's path."""
+    """A folder of three lists, with a manifest in which they are published."""
     folder = tmp_path / 'lists'
     parts = {'pascal/4/labeled.txt': (IDS[:4], 'original'),
              'pascal/4/unlabeled.txt': (IDS[4:], 'original'),
@@ -99,11 +100,11 @@ def test_order_line_ends_and_masks_do_not_change_an_identity(tmp_path):
 
 @pytest.mark.parametrize('change', [lambda ids: ids[1:], lambda ids: ids + ids[:1],
                                     lambda ids: ['x' + ids[0]] + ids[1:]])
-def test_other_ids_are_another_identity(tmp_path, change):
+def test_other_ids_have_another_identity(tmp_path, change):
     assert identify(write(tmp_path / 'a.txt', change(IDS))).sha256 != sha256(IDS)
 
 
-def test_published_lists_are_recognised_wherever_they_lie(published, tmp_path):
+def test_published_lists_are_recognised_in_any_folder(published, tmp_path):
     found = identify(str(published / 'pascal/4/labeled.txt'))
     assert found == ('pascal/4/labeled.txt', 4, sha256(IDS[:4]), 'original', True,
                      'published pascal 4 (original)')
@@ -114,41 +115,41 @@ def test_published_lists_are_recognised_wherever_they_lie(published, tmp_path):
     assert not identify(write(tmp_path / 'other.txt', IDS[:5])).published
 
 
-def test_a_note_makes_a_list_a_generated_one_until_it_changes(tmp_path):
+def test_a_recorded_list_is_generated_until_it_changes(tmp_path):
     path = write(tmp_path / '5' / 'labeled.txt', pairs(IDS[:5]))
     write(tmp_path / '5' / 'unlabeled.txt', IDS[5:])
-    note_generated(str(tmp_path / '5'), 7, 'all.txt')
-    assert generated_identity(path) == ('generated', UNCOMPARABLE % 7)
+    record_generated(str(tmp_path / '5'), 7, 'all.txt')
+    assert generated_identity(path) == ('generated', NOT_COMPARABLE % 7)
     assert generated_identity(tmp_path / '5' / 'unlabeled.txt')[0] == 'generated'
     with open(str(tmp_path / '5' / 'generated.json')) as file:
-        noted = json.load(file)
-    assert noted['labeled.txt'] == {'seed': 7, 'source': 'all.txt', 'lines': 5,
+        record = json.load(file)
+    assert record['labeled.txt'] == {'seed': 7, 'source': 'all.txt', 'lines': 5,
                                     'sha256': sha256(IDS[:5])}
     write(path, pairs(IDS[:4] + IDS[6:7]))
     assert generated_identity(path)[0] == 'own'
-    # The note is about lists by their names: another file of the same ids was not drawn.
+    # The record is by file name. Another file with the same ids is not a generated list.
     assert generated_identity(write(tmp_path / '5' / 'copy.txt', IDS[5:]))[0] == 'own'
 
 
-def test_notes_of_other_lists_in_the_folder_are_kept(tmp_path):
+def test_records_of_other_lists_in_the_folder_are_kept(tmp_path):
     for name in ('a.txt', 'b.txt'):
         write(tmp_path / name, IDS[:3])
-    note_generated(str(tmp_path), 1, 'all.txt', ['a.txt'])
-    note_generated(str(tmp_path), 2, 'all.txt', ['b.txt'])
+    record_generated(str(tmp_path), 1, 'all.txt', ['a.txt'])
+    record_generated(str(tmp_path), 2, 'all.txt', ['b.txt'])
     assert [identify(str(tmp_path / name)).text for name in ('a.txt', 'b.txt')] == [
-        UNCOMPARABLE % 1, UNCOMPARABLE % 2]
+        NOT_COMPARABLE % 1, NOT_COMPARABLE % 2]
 
 
 @pytest.mark.parametrize('content', ['{', '[1]', '{"a.txt": {"seed": "0\\n", "sha256": "x"}}',
                                      '{"a.txt": {"seed": 0}}', '{"a.txt": 3}'])
-def test_a_damaged_note_says_so(tmp_path, content):
+def test_a_damaged_record_is_an_error(tmp_path, content):
     path = write(tmp_path / 'a.txt', IDS)
     write(tmp_path / 'generated.json', [content])
     with pytest.raises(UserError, match='generated.json.*remove it'):
         identify(path)
 
 
-def test_a_missing_manifest_says_so(tmp_path, monkeypatch):
+def test_a_missing_manifest_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(identity, 'MANIFEST', str(tmp_path / 'published.json'))
     with pytest.raises(UserError, match='published.json.*restore'):
         identify(write(tmp_path / 'a.txt', IDS))
@@ -156,7 +157,7 @@ def test_a_missing_manifest_says_so(tmp_path, monkeypatch):
 
 # ---- the manifest
 
-def test_the_manifest_is_whole():
+def test_the_manifest_is_complete():
     entries = manifest_lists()
     names = [entry['name'] for entry in entries]
     assert len(set(names)) == len(names) == 35
@@ -188,11 +189,11 @@ def test_the_manifest_describes_the_published_lists(real):
         assert (entry['lines'], entry['sha256'], entry['sha256_with_masks']) == (
             len(lines), sha256(ids), sha256(lines)), entry['name']
         if entry['name'].startswith('pascal'):
-            share = len(official & set(ids)) / len(ids)
-            assert entry['official_share'] == pytest.approx(share, abs=5e-5)
+            fraction = len(official & set(ids)) / len(ids)
+            assert entry['official_fraction'] == pytest.approx(fraction, abs=5e-5)
             if entry['name'].endswith('/labeled.txt'):
-                assert (entry['provenance'] == 'original') <= (share == 1)
-                assert (entry['provenance'] == 'blended') <= (share < 0.2)
+                assert (entry['provenance'] == 'original') <= (fraction == 1)
+                assert (entry['provenance'] == 'blended') <= (fraction < 0.2)
 
 
 # ---- import
@@ -202,21 +203,21 @@ def import_lists(folder, out):
 
 
 @pytest.mark.parametrize('place', ['', 'splits', 'code', 'code/splits'])
-def test_lists_are_taken_from_a_checkout(published, tmp_path, capsys, place):
+def test_lists_are_copied_from_a_checkout(published, tmp_path, capsys, place):
     checkout, out = tmp_path / 'checkout', tmp_path / 'out'
     shutil.copytree(str(published), str(checkout / place))
     assert import_lists(checkout, out) == 0
-    assert '3 published lists verified, 3 written, 0 there already' in capsys.readouterr().out
+    assert '3 published lists verified, 3 written, 0 exist already' in capsys.readouterr().out
     assert read(out / 'pascal/4/labeled.txt') == pairs(IDS[:4])
     assert read(out / 'pascal/4/unlabeled.txt') == pairs(IDS[4:])
     assert identify(str(out / 'cityscapes/val.txt')).published
     before = {f: os.stat(str(out / f)).st_mtime_ns for f in ('cityscapes/val.txt',)}
     assert import_lists(checkout, out) == 0
-    assert '3 published lists verified, 0 written, 3 there already' in capsys.readouterr().out
+    assert '3 published lists verified, 0 written, 3 exist already' in capsys.readouterr().out
     assert all(os.stat(str(out / f)).st_mtime_ns == time for f, time in before.items())
 
 
-def test_a_checkout_with_one_data_set_a_folder_gives_both(published, tmp_path, capsys):
+def test_a_checkout_with_one_folder_per_data_set(published, tmp_path, capsys):
     for dataset in ('pascal', 'cityscapes'):
         shutil.copytree(str(published / dataset), str(tmp_path / 'DSSN' / dataset.title() / 'splits'
                                                       / dataset))
@@ -224,17 +225,17 @@ def test_a_checkout_with_one_data_set_a_folder_gives_both(published, tmp_path, c
     assert '3 written' in capsys.readouterr().out
 
 
-def test_what_is_missing_and_what_is_unknown_is_said(published, tmp_path, capsys):
+def test_missing_and_unknown_lists_are_reported(published, tmp_path, capsys):
     shutil.rmtree(str(published / 'cityscapes'))
     extra = write(published / 'pascal/5/labeled.txt', pairs(IDS[:5]))
     assert import_lists(published, tmp_path / 'out') == 0
-    said = capsys.readouterr().out
-    assert 'unknown, skipped: 1 (%s)' % extra in said
-    assert '1 (cityscapes/val.txt)' in said and '2 written' in said
+    printed = capsys.readouterr().out
+    assert f'unknown, skipped: 1 ({extra})' in printed
+    assert '1 (cityscapes/val.txt)' in printed and '2 written' in printed
     assert not os.path.exists(str(tmp_path / 'out/pascal/5'))
 
 
-def one_line_less(lines):
+def one_line_missing(lines):
     return lines[1:]
 
 
@@ -255,25 +256,25 @@ def joined(lines):
 
 
 @pytest.mark.parametrize('change, words', [
-    (one_line_less, ['3 lines', '4']), (other_image, ['other images', sha256(IDS[:4])[:12]]),
+    (one_line_missing, ['3 lines', '4']), (other_image, ['other images', sha256(IDS[:4])[:12]]),
     (other_mask, ['other masks']), (no_mask, ['line 1', 'names no mask']),
     (joined, ['line 1', '4 parts'])])
-def test_a_changed_list_is_refused_by_name(published, tmp_path, capsys, change, words):
+def test_a_changed_list_is_refused_and_reported(published, tmp_path, capsys, change, words):
     path = published / 'pascal/4/labeled.txt'
     write(path, change(read(path)))
     assert import_lists(published, tmp_path / 'out') == 1
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     for word in words + [str(path)]:
-        assert word in said.err
+        assert word in printed.err
     assert sorted(os.listdir(str(tmp_path / 'out/pascal/4'))) == ['unlabeled.txt']
-    assert '2 written' in said.out
+    assert '2 written' in printed.out
 
 
 def test_any_changed_byte_of_an_image_or_mask_is_refused(published, tmp_path):
     path = published / 'pascal/4/labeled.txt'
     content = path.read_bytes()
     for place in range(len(content)):
-        # Lines and blanks may be written otherwise; what they hold may not.
+        # Line ends and spaces may differ, but not the names.
         if content[place:place + 1] in b'\n ':
             continue
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1:])
@@ -281,22 +282,22 @@ def test_any_changed_byte_of_an_image_or_mask_is_refused(published, tmp_path):
     assert not os.path.exists(str(tmp_path / 'out/pascal/4/labeled.txt'))
 
 
-def test_an_own_list_of_that_name_is_never_replaced(published, tmp_path, capsys):
+def test_another_list_of_the_same_name_is_never_replaced(published, tmp_path, capsys):
     own = write(tmp_path / 'out/pascal/4/labeled.txt', pairs(IDS[2:6]))
     assert import_lists(published, tmp_path / 'out') == 1
-    assert own + ': another list is there' in capsys.readouterr().err
+    assert own + ': holds another list' in capsys.readouterr().err
     assert read(own) == pairs(IDS[2:6])
 
 
-def test_a_folder_without_lists_says_what_is_expected(published, tmp_path, capsys):
+def test_the_error_of_a_folder_without_lists_has_the_expected_layout(published, tmp_path, capsys):
     for folder in (tmp_path / 'nowhere', tmp_path):
         shutil.rmtree(str(published), ignore_errors=True)
         assert import_lists(folder, tmp_path / 'out') == 1
-        said = capsys.readouterr().err
-        assert str(folder) in said and 'pascal/' in said
+        error = capsys.readouterr().err
+        assert str(folder) in error and 'pascal/' in error
 
 
-def test_an_out_that_cannot_be_written_is_said(published, tmp_path, capsys):
+def test_an_out_folder_that_cannot_be_written(published, tmp_path, capsys):
     out = write(tmp_path / 'file', ['x'])
     assert import_lists(published, out) == 1
     assert 'cannot be written' in capsys.readouterr().err
@@ -310,7 +311,7 @@ def test_all_real_lists_are_imported_and_a_changed_byte_is_refused(real, tmp_pat
     path = tmp_path / 'out/pascal/u2pl_1_8/unlabeled.txt'
     content = path.read_bytes()
     rng = random.Random(0)
-    places = [place for place in rng.sample(range(len(content)), 20)
+    places = [place for place in rng.sample(range(len(content)), 4)
               if content[place:place + 1] not in b'\n ']
     for place in places:
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1:])
@@ -320,13 +321,13 @@ def test_all_real_lists_are_imported_and_a_changed_byte_is_refused(real, tmp_pat
 
 # ---- generate
 
-TRAIN = ['JPEGImages/%05d.jpg' % i for i in range(10582)]
+TRAIN = [f'JPEGImages/{i:05d}.jpg' for i in range(10582)]
 OFFICIAL = TRAIN[::7][:1464]
 
 
 @pytest.fixture
 def pascal(tmp_path):
-    """Lists of as many images as Pascal has, the official one as VOC writes it: bare ids."""
+    """Lists with as many images as Pascal. The official list holds only ids, like VOC's."""
     write(tmp_path / 'train_aug.txt', pairs(TRAIN))
     write(tmp_path / 'train.txt', [i[11:16] for i in OFFICIAL])
 
@@ -341,9 +342,9 @@ def chosen(tmp_path, split):
     return {line.split(' ')[0] for line in read(tmp_path / 'out' / split / 'labeled.txt')}
 
 
-def test_generated_lists_have_the_published_sizes_and_say_what_they_are(pascal, tmp_path, capsys):
+def test_generated_lists_have_the_published_sizes(pascal, tmp_path, capsys):
     assert pascal() == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     sizes = {entry['name'].split('/')[1]: entry['lines'] for entry in manifest_lists()
              if entry['name'].startswith('pascal/') and entry['name'].endswith('/labeled.txt')}
     assert sorted(os.listdir(str(tmp_path / 'out'))) == sorted(s + '_seed0' for s in sizes)
@@ -353,37 +354,37 @@ def test_generated_lists_have_the_published_sizes_and_say_what_they_are(pascal, 
         assert len(labeled) == size
         assert sorted(labeled + unlabeled) == pairs(TRAIN)
         assert (labeled, unlabeled) == (sorted(labeled), sorted(unlabeled))
-        assert generated_identity(folder / 'labeled.txt') == ('generated', UNCOMPARABLE % 0)
-        assert '%s: %d labeled, %d unlabeled; %s' % (
-            folder, size, 10582 - size, UNCOMPARABLE % 0) in said
+        assert generated_identity(folder / 'labeled.txt') == ('generated', NOT_COMPARABLE % 0)
+        assert (f'{folder}: {size} labeled, {10582 - size} unlabeled; ' + NOT_COMPARABLE % 0
+                in printed)
 
 
-def test_generated_kinds_draw_from_what_the_published_ones_do(pascal, tmp_path):
+def test_generated_lists_are_sampled_from_the_same_images_as_the_published_ones(pascal, tmp_path):
     assert pascal() == 0
     official = set(OFFICIAL)
     for split in ('92', '183', '366', '732', '1464', 'u2pl_1_16', 'u2pl_1_8'):
         assert chosen(tmp_path, split + '_seed0') <= official, split
     assert chosen(tmp_path, 'u2pl_1_4_seed0') > official
-    # 1,323 of 10,582 at random: 183 official ones, give or take 12.
+    # 1,323 of 10,582 at random: 183 official images are expected, with a deviation of 12.
     assert 120 < len(chosen(tmp_path, '1_8_seed0') & official) < 250
     assert chosen(tmp_path, '92_seed0') < chosen(tmp_path, '183_seed0')
 
 
-def test_the_draw_depends_on_seed_and_ids_alone(pascal, tmp_path):
+def test_the_choice_depends_only_on_seed_and_ids(pascal, tmp_path):
     shuffled = pairs(TRAIN)
     random.Random(1).shuffle(shuffled)
     write(tmp_path / 'shuffled.txt', shuffled)
     assert pascal('--split', '92') == 0
     first = (tmp_path / 'out/92_seed0/labeled.txt').read_bytes()
-    # The very choice, so that no later version draws another one.
-    lots = sorted(OFFICIAL, key=lambda i: hashlib.sha256(('0 ' + i).encode()).hexdigest())
-    assert chosen(tmp_path, '92_seed0') == set(lots[:92])
+    # The exact choice. A later version must not change it.
+    order = sorted(OFFICIAL, key=lambda i: hashlib.sha256(('0 ' + i).encode()).hexdigest())
+    assert chosen(tmp_path, '92_seed0') == set(order[:92])
     shutil.rmtree(str(tmp_path / 'out'))
     assert pascal('--split', '92', source='shuffled.txt') == 0
     assert (tmp_path / 'out/92_seed0/labeled.txt').read_bytes() == first
     assert pascal('--split', '92', '--seed', '1') == 0
     assert chosen(tmp_path, '92_seed1') != chosen(tmp_path, '92_seed0')
-    assert generated_identity(tmp_path / 'out/92_seed1/labeled.txt')[1] == UNCOMPARABLE % 1
+    assert generated_identity(tmp_path / 'out/92_seed1/labeled.txt')[1] == NOT_COMPARABLE % 1
 
 
 def test_generating_again_changes_nothing_and_replaces_no_other_list(pascal, tmp_path, capsys):
@@ -391,7 +392,7 @@ def test_generating_again_changes_nothing_and_replaces_no_other_list(pascal, tmp
     assert pascal('--split', '1_16', official=None) == 0
     own = write(tmp_path / 'out/1_16_seed0/labeled.txt', pairs(IDS))
     assert pascal('--split', '1_16', official=None) == 1
-    assert own + ': another list is there' in capsys.readouterr().err
+    assert own + ': holds another list' in capsys.readouterr().err
     assert read(own) == pairs(IDS)
 
 
@@ -424,8 +425,8 @@ def test_lists_of_other_images_are_refused(pascal, tmp_path, capsys, source, off
     if official:
         write(tmp_path / 'train.txt', official)
     assert pascal('--split', '92') == 1
-    said = capsys.readouterr().err
-    assert word in said and ('train_aug.txt' if source else 'train.txt') in said
+    error = capsys.readouterr().err
+    assert word in error and ('train_aug.txt' if source else 'train.txt') in error
     assert not os.path.exists(str(tmp_path / 'out'))
 
 
@@ -433,42 +434,42 @@ def test_lists_of_other_images_are_refused(pascal, tmp_path, capsys, source, off
 
 @pytest.mark.parametrize('method, roles', [('DSSN', ['labeled', 'unlabeled', 'val']),
                                            ('supervised', ['labeled', 'val'])])
-def test_a_run_says_and_records_its_lists(tiny_world, capsys, method, roles):
+def test_a_run_logs_and_records_its_lists(tiny_world, capsys, method, roles):
     world = tiny_world(n_labeled=9, epochs=1, method=method)
-    note_generated(os.path.dirname(world.labeled), 3, 'all.txt', ['labeled.txt'])
+    record_generated(os.path.dirname(world.labeled), 3, 'all.txt', ['labeled.txt'])
     cfg = world.load()
-    Run(cfg, World()).fit()
+    start(cfg, World()).fit()
     paths = {'labeled': world.labeled, 'unlabeled': world.unlabeled, 'val': world.val}
     expected = {}
     for role in roles:
         ids = [line.split(' ')[0] for line in read(paths[role])]
-        text = UNCOMPARABLE % 3 if role == 'labeled' else 'own list, %d lines, sha256 %s' % (
-            len(ids), sha256(ids)[:12])
+        text = NOT_COMPARABLE % 3 if role == 'labeled' else (
+            f'own list, {len(ids)} lines, sha256 {sha256(ids)[:12]}')
         expected[role] = {'text': text, 'lines': len(ids), 'sha256': sha256(ids)}
     lines = [json.loads(text) for text in read(os.path.join(world.save_path, 'metrics.jsonl'))]
     assert [line['lists'] for line in lines] == [expected, expected]
-    said, log = capsys.readouterr().out, '\n'.join(read(os.path.join(world.save_path, 'train.log')))
+    printed = capsys.readouterr().out
+    log = '\n'.join(read(os.path.join(world.save_path, 'train.log')))
     saved = os.path.join(world.save_path, 'config.yaml')
     head = read(saved)[:len(roles)]
     for role, written in zip(roles, head):
         known = expected[role]
-        assert '%s list: %s\n' % (role, known['text']) in said
-        assert '%s list: %s\n' % (role, known['text']) in log
+        assert '{} list: {}\n'.format(role, known['text']) in printed
+        assert '{} list: {}\n'.format(role, known['text']) in log
         assert written == '# {} list: {text}; {lines} lines, sha256 {sha256}'.format(role, **known)
     assert config.load(saved) == cfg
     with open(saved) as file:
         assert yaml.safe_load(file) == config.to_dict(cfg)
 
 
-def test_a_resumed_run_records_the_lists_as_they_are_then(tiny_world, monkeypatch):
-    from dssn import engine
+def test_a_resumed_run_records_the_current_lists(tiny_world, monkeypatch):
     world = tiny_world(epochs=2)
-    monkeypatch.setattr(engine.Run, 'check', lambda run: run.epoch and 1 / 0)
+    monkeypatch.setattr(guard.Guard, 'check', lambda guard: guard.run.progress.epoch and 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        Run(world.load(), World()).fit()
+        start(world.load(), World()).fit()
     monkeypatch.undo()
-    note_generated(os.path.dirname(world.labeled), 3, 'all.txt', ['labeled.txt'])
-    Run(world.load(), World()).fit()
+    record_generated(os.path.dirname(world.labeled), 3, 'all.txt', ['labeled.txt'])
+    start(world.load(), World()).fit()
     lines = [json.loads(text) for text in read(os.path.join(world.save_path, 'metrics.jsonl'))]
     assert [line['lists']['labeled']['text'][:9] for line in lines] == [
         'own list,', 'generated', 'generated']

@@ -1,4 +1,4 @@
-"""Id lists: how a line is read, what an error names, and that written lists read back."""
+"""Id lists: reading a line, the facts in an error, and reading back a written list."""
 import os
 
 import pytest
@@ -29,7 +29,7 @@ def pairs(samples):
     ('a.jpg \t b.png', 'a.jpg', 'b.png'),
     ('\u753b\u50cf/1.jpg m\u00fc.png', '\u753b\u50cf/1.jpg', 'm\u00fc.png'),
 ])
-def test_a_line_is_split_at_its_tab_else_at_its_space(tmp_path, line, image, mask):
+def test_a_line_is_split_at_its_tab_or_at_its_space(tmp_path, line, image, mask):
     path = written(tmp_path, (line + '\n').encode('utf-8'))
     for masks in (True, False):
         assert pairs(read_list(path, masks)) == [(image, mask)]
@@ -47,14 +47,14 @@ def test_blank_lines_line_ends_and_byte_order_mark_do_not_matter(tmp_path, conte
     assert pairs(read_list(written(tmp_path, content))) == [('a', 'b'), ('c', 'd')]
 
 
-def test_samples_keep_the_order_of_the_file_and_know_their_line(tmp_path):
+def test_samples_have_the_order_and_the_line_numbers_of_the_file(tmp_path):
     path = written(tmp_path, b'z z\n\na a\nz z\n')
     samples = read_list(path)
     assert pairs(samples) == [('z', 'z'), ('a', 'a'), ('z', 'z')]
-    assert [sample.place for sample in samples] == [path + ' line %d' % n for n in (1, 3, 4)]
+    assert [sample.place for sample in samples] == [f'{path} line {n}' for n in (1, 3, 4)]
 
 
-def test_an_unlabeled_line_may_name_the_image_alone(tmp_path):
+def test_an_unlabeled_line_may_name_only_the_image(tmp_path):
     path = written(tmp_path, b'a.jpg\nb.jpg b.png\nwith space.jpg\t\n')
     assert pairs(read_list(path, masks=False)) == [
         ('a.jpg', None), ('b.jpg', 'b.png'), ('with space.jpg', None)]
@@ -66,12 +66,12 @@ def test_an_unlabeled_line_may_name_the_image_alone(tmp_path):
     (b'a\tb\tc\n', 1, ['3 parts']),
     (b'a b\r\n\r\nlost.jpg\t\r\n', 3, ['lost.jpg', 'no mask']),
 ])
-def test_an_unreadable_line_is_named_by_its_number(tmp_path, content, line, words):
+def test_the_error_of_an_unreadable_line_has_its_number(tmp_path, content, line, words):
     path = written(tmp_path, content)
     with pytest.raises(UserError) as caught:
         read_list(path)
     message = str(caught.value)
-    assert message.startswith(path + ' line %d:' % line)
+    assert message.startswith(f'{path} line {line}:')
     for word in words:
         assert word in message
 
@@ -93,8 +93,8 @@ def test_a_missing_list_a_folder_and_a_binary_file_are_errors(tmp_path):
     missing = str(tmp_path / 'none.txt')
     with pytest.raises(UserError) as caught:
         read_list(missing)
-    # The remedy: the command that makes lists.
-    assert missing in str(caught.value) and 'dssn.data split' in str(caught.value)
+    # The remedy is the command that makes lists.
+    assert missing in str(caught.value) and 'dssn split' in str(caught.value)
     for path in (str(tmp_path), written(tmp_path, b'\xff\xfe\x00\x01 b\n')):
         with pytest.raises(UserError) as caught:
             read_list(path)
@@ -123,13 +123,13 @@ def test_written_lists_read_back(tmp_path, samples):
 
 @pytest.mark.parametrize('name', ['a\tb.jpg', 'a\nb.jpg', 'a\rb.jpg', ' a.jpg', 'a.jpg ',
                                   os.fsdecode(b'caf\xe9.jpg')])
-def test_a_name_that_no_line_can_hold_is_refused_before_anything_is_written(tmp_path, name):
+def test_a_name_that_a_list_cannot_hold_is_refused_before_writing(tmp_path, name):
     path = str(tmp_path / 'list.txt')
     for sample in (Sample(name, None, ''), Sample('a.jpg', name, '')):
         with pytest.raises(UserError, match='rename the file') as caught:
             write_list(path, [Sample('b.jpg', None, ''), sample])
         assert repr(name) in str(caught.value)
-        str(caught.value).encode('utf-8')  # can be printed
+        str(caught.value).encode('utf-8')  # the message can be printed
     assert not os.path.exists(path)
 
 
@@ -140,7 +140,7 @@ def test_names_without_spaces_are_written_with_a_space(tmp_path):
         assert file.read() == 'a.jpg b.png\nc.jpg\n'
 
 
-def test_check_files_names_line_file_and_root(tmp_path):
+def test_check_files_reports_line_file_and_data_root(tmp_path):
     root = tmp_path / 'root'
     root.mkdir()
     for name in ('a.jpg', 'a.png', 'b.jpg'):
@@ -162,15 +162,15 @@ def test_check_files_names_line_file_and_root(tmp_path):
             check_files(samples, str(root), masks)
 
 
-def test_check_files_accepts_no_folder_for_a_file(tmp_path):
+def test_check_files_refuses_a_folder(tmp_path):
     (tmp_path / 'a').mkdir()
     with pytest.raises(UserError, match='line 1: no file a'):
         check_files(read_list(written(tmp_path, b'a\n'), masks=False), str(tmp_path), masks=False)
 
 
 @pytest.mark.parametrize('root', ['nowhere', ''])
-def test_check_files_names_a_missing_data_root(tmp_path, root):
+def test_check_files_reports_a_missing_data_root(tmp_path, root):
     root = root and str(tmp_path / root)
     with pytest.raises(UserError) as caught:
         check_files([Sample('a', 'b', 'list line 1')], root)
-    assert "data_root = '%s'" % root in str(caught.value)
+    assert f"data_root = '{root}'" in str(caught.value)

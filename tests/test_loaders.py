@@ -2,27 +2,32 @@
 import multiprocessing
 import os
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dssn.batch import Batch
-from dssn.data.lists import read_list
 from dssn.data import loaders
+from dssn.data.datasets import RowIndices
+from dssn.data.lists import read_list
 from dssn.data.loaders import Schedule, TrainLoader, count_workers, eval_loader, read_ahead
+from dssn.data.views import generator
 from dssn.errors import UserError
+from dssn.methods.dssn import DSSNConfig
 from dssn.methods.supervised import SupervisedConfig
 
 
-def schedule(n_labeled, n_unlabeled, batch_size=2, rank=0, world=1, seed=0, partner='other'):
-    cfg = SimpleNamespace(seed=seed, batch_size=batch_size, cutmix_partner=partner, epoch_steps=0,
-                          labeled_id_path='the/labeled.txt', unlabeled_id_path='the/unlabeled.txt')
+def schedule(n_labeled, n_unlabeled, batch_size=2, rank=0, world=1, seed=0, partner='other',
+             labeled=0, epoch_steps=0):
+    cfg = DSSNConfig(seed=seed, batch_size=batch_size, labeled_batch_size=labeled,
+                     cutmix_partner=partner, epoch_steps=epoch_steps,
+                     labeled_id_path='the/labeled.txt', unlabeled_id_path='the/unlabeled.txt')
     return Schedule(cfg, n_labeled, n_unlabeled, rank, world)
 
 
 def rows(plan, epoch):
-    return [draw for step in range(plan.steps_per_epoch) for draw in plan.batch(epoch, step)]
+    """All rows of an epoch on one rank."""
+    return [row for step in range(plan.steps_per_epoch) for row in plan.batch(epoch, step)]
 
 
 # The schedule.
@@ -32,18 +37,44 @@ def rows(plan, epoch):
 def test_an_epoch_is_one_pass_over_the_unlabeled_list(world, batch_size, n):
     for epoch in range(4):
         plans = [schedule(5, n, batch_size, rank, world) for rank in range(world)]
-        seen = [draw.unlabeled for plan in plans for draw in rows(plan, epoch)]
+        seen = [row.unlabeled for plan in plans for row in rows(plan, epoch)]
         # No sample twice over all ranks; only the incomplete last batch is dropped.
         assert len(seen) == len(set(seen)) == n - n % (batch_size * world)
         assert set(seen) <= set(range(n))
         assert {plan.steps_per_epoch for plan in plans} == {n // (batch_size * world)}
-        assert all(draw.unlabeled_pass == epoch for plan in plans for draw in rows(plan, epoch))
+        assert all(row.unlabeled_pass == epoch for plan in plans for row in rows(plan, epoch))
         assert all(len(plan.batch(epoch, 0)) == batch_size for plan in plans)
 
 
-def test_what_is_dropped_changes_from_epoch_to_epoch():
+@pytest.mark.parametrize('world, n, steps', [(1, 9, 3), (2, 9, 1), (1, 9, 4)])
+def test_epoch_steps_takes_the_first_part_of_a_pass(world, n, steps):
+    def cfg(epoch_steps):
+        return DSSNConfig(batch_size=2, epoch_steps=epoch_steps, labeled_id_path='l',
+                          unlabeled_id_path='u')
+    for rank in range(world):
+        short, whole = [Schedule(cfg(number), 5, n, rank, world) for number in (steps, 0)]
+        assert short.steps_per_epoch == steps
+        for epoch in range(5):
+            assert [row.unlabeled for row in rows(short, epoch)] == \
+                [row.unlabeled for row in rows(whole, epoch)][:2 * steps]
+    # In the labeled list an epoch continues where the last one stopped.
+    plans = [Schedule(cfg(steps), 5, n, rank, world) for rank in range(world)]
+    samples = [row.labeled for epoch in range(20) for step in range(steps) for plan in plans
+               for row in plan.batch(epoch, step)]
+    assert all(sorted(samples[i:i + 5]) == list(range(5)) for i in range(0, len(samples) - 4, 5))
+
+
+def test_an_epoch_is_at_most_one_pass_over_the_unlabeled_list():
+    cfg = DSSNConfig(batch_size=2, epoch_steps=5, labeled_id_path='l.txt',
+                     unlabeled_id_path='u.txt')
+    with pytest.raises(UserError, match=r'^u.txt: epoch_steps = 5 is more than one pass over the 9 '
+                                        'unlabeled images, 4 steps; set at most that'):
+        Schedule(cfg, 5, 9)
+
+
+def test_the_dropped_sample_changes_from_epoch_to_epoch():
     plan = schedule(5, 9)
-    dropped = {(set(range(9)) - {draw.unlabeled for draw in rows(plan, epoch)}).pop()
+    dropped = {(set(range(9)) - {row.unlabeled for row in rows(plan, epoch)}).pop()
                for epoch in range(60)}
     assert dropped == set(range(9))
 
@@ -53,47 +84,47 @@ def test_supervised_is_one_pass_over_the_labeled_list(world, batch_size, n):
     plans = [schedule(n, None, batch_size, rank, world) for rank in range(world)]
     orders = []
     for epoch in range(4):
-        draws = [draw for plan in plans for draw in rows(plan, epoch)]
-        seen = [draw.labeled for draw in draws]
+        batch_rows = [row for plan in plans for row in rows(plan, epoch)]
+        seen = [row.labeled for row in batch_rows]
         assert len(seen) == len(set(seen)) == n - n % (batch_size * world)
-        assert all(draw.labeled_pass == epoch for draw in draws)
-        assert all(draw.unlabeled is None and draw.partner is None for draw in draws)
+        assert all(row.labeled_pass == epoch for row in batch_rows)
+        assert all(row.unlabeled is None and row.partner is None for row in batch_rows)
         orders.append(seen)
     assert len({tuple(order) for order in orders}) == 4
 
 
-@pytest.mark.parametrize('world, n, steps', [(1, 9, 7), (2, 5, 6), (1, 3, 1), (1, 1, 2), (1, 40, 3)])
-def test_supervised_epochs_of_so_many_steps(world, n, steps):
+@pytest.mark.parametrize('world, n, steps', [(1, 9, 7), (2, 5, 6), (1, 3, 1), (1, 1, 2),
+                                             (1, 40, 3)])
+def test_supervised_epoch_steps(world, n, steps):
     plans = [Schedule(SupervisedConfig(batch_size=2, epoch_steps=steps), n, None, rank, world)
              for rank in range(world)]
     assert {plan.steps_per_epoch for plan in plans} == {steps}
-    dealt = [draw for epoch in range(20) for step in range(steps) for plan in plans
-             for draw in plan.batch(epoch, step)]
-    assert len(dealt) == 20 * steps * 2 * world
-    passes = [dealt[i:i + n] for i in range(0, len(dealt) - n + 1, n)]
-    for number, draws in enumerate(passes):
-        assert sorted(draw.labeled for draw in draws) == list(range(n))
-        assert {draw.labeled_pass for draw in draws} == {number}
-        assert all(draw.unlabeled is None for draw in draws)
+    all_rows = [row for epoch in range(20) for step in range(steps) for plan in plans
+                  for row in plan.batch(epoch, step)]
+    assert len(all_rows) == 20 * steps * 2 * world
+    passes = [all_rows[i:i + n] for i in range(0, len(all_rows) - n + 1, n)]
+    for number, batch_rows in enumerate(passes):
+        assert sorted(row.labeled for row in batch_rows) == list(range(n))
+        assert {row.labeled_pass for row in batch_rows} == {number}
+        assert all(row.unlabeled is None for row in batch_rows)
     assert n < 3 or len(passes) == 1 or len({tuple(d.labeled for d in p) for p in passes}) > 1
 
 
 @pytest.mark.parametrize('n_labeled, n_unlabeled', [(3, 20), (20, 6), (50, 4), (8, 8), (1, 6),
                                                     (7, 9)])
-def test_labeled_samples_are_dealt_out_without_end(n_labeled, n_unlabeled):
+def test_the_labeled_list_is_repeated_endlessly(n_labeled, n_unlabeled):
     plan = schedule(n_labeled, n_unlabeled)
-    dealt = [draw for epoch in range(40) for draw in rows(plan, epoch)]
-    passes = [dealt[i:i + n_labeled] for i in range(0, len(dealt), n_labeled)]
+    all_rows = [row for epoch in range(40) for row in rows(plan, epoch)]
+    passes = [all_rows[i:i + n_labeled] for i in range(0, len(all_rows), n_labeled)]
     if len(passes[-1]) < n_labeled:
-        assert len({draw.labeled for draw in passes.pop()}) > 0
+        assert len({row.labeled for row in passes.pop()}) > 0
     assert len(passes) >= 3
-    for number, draws in enumerate(passes):
-        # Each stretch of the list's length is one whole pass, across the borders of epochs, so
-        # that no sample is starved and none is seen more often than the others.
-        assert sorted(draw.labeled for draw in draws) == list(range(n_labeled))
-        assert {draw.labeled_pass for draw in draws} == {number}
+    for number, batch_rows in enumerate(passes):
+        # Passes cross the borders of epochs. All samples occur equally often.
+        assert sorted(row.labeled for row in batch_rows) == list(range(n_labeled))
+        assert {row.labeled_pass for row in batch_rows} == {number}
     if n_labeled > 2:
-        orders = {tuple(draw.labeled for draw in draws) for draws in passes}
+        orders = {tuple(row.labeled for row in batch_rows) for batch_rows in passes}
         assert len(orders) >= min(len(passes), 6) - 2
 
 
@@ -108,42 +139,42 @@ def test_orders_are_shuffled_and_depend_on_the_seed():
     assert [d.unlabeled for d in rows(plans[0], 0)] != [d.unlabeled for d in rows(plans[0], 1)]
 
 
-def test_an_unlabeled_image_meets_ever_other_labeled_ones():
-    # The two orders are independent permutations, so all pairs come about, and evenly.
+def test_all_pairs_of_labeled_and_unlabeled_images_occur():
+    # The two orders are independent permutations, so all pairs occur equally often.
     n, epochs = 6, 600
     plan = schedule(n, n)
     counts = [[0] * n for _ in range(n)]
     for epoch in range(epochs):
-        for draw in rows(plan, epoch):
-            counts[draw.unlabeled][draw.labeled] += 1
+        for row in rows(plan, epoch):
+            counts[row.unlabeled][row.labeled] += 1
     deviation = (epochs / n * (1 - 1 / n)) ** 0.5
     assert all(abs(c - epochs / n) < 5 * deviation for row in counts for c in row)
 
 
 @pytest.mark.parametrize('place', [0, 3, 5])
-def test_every_sample_comes_to_every_place(place):
+def test_every_sample_occurs_at_every_place(place):
     plan = schedule(6, 6)
-    drawn = [rows(plan, epoch)[place] for epoch in range(600)]
+    sampled = [rows(plan, epoch)[place] for epoch in range(600)]
     for column in ('labeled', 'unlabeled'):
-        counts = [[getattr(draw, column) for draw in drawn].count(i) for i in range(6)]
+        counts = [[getattr(row, column) for row in sampled].count(i) for i in range(6)]
         assert all(abs(count - 100) < 5 * 9.2 for count in counts)
 
 
 def test_partner_same():
     plan = schedule(5, 9, partner='same')
-    assert all(draw.partner == draw.unlabeled for epoch in range(3) for draw in rows(plan, epoch))
+    assert all(row.partner == row.unlabeled for epoch in range(3) for row in rows(plan, epoch))
 
 
 @pytest.mark.parametrize('n', [2, 3, 8])
-def test_partner_other_is_never_itself_and_each_image_is_one_once(n):
+def test_with_partner_other_each_image_is_a_partner_once_and_never_its_own(n):
     plan = schedule(5, n, batch_size=1)
     pairs = set()
     for epoch in range(80):
-        draws = rows(plan, epoch)
-        assert all(draw.partner != draw.unlabeled for draw in draws)
-        assert sorted(draw.partner for draw in draws) == list(range(n))
-        pairs |= {(draw.unlabeled, draw.partner) for draw in draws}
-    # No image is bound to one partner.
+        batch_rows = rows(plan, epoch)
+        assert all(row.partner != row.unlabeled for row in batch_rows)
+        assert sorted(row.partner for row in batch_rows) == list(range(n))
+        pairs |= {(row.unlabeled, row.partner) for row in batch_rows}
+    # All pairs occur.
     assert len(pairs) == n * (n - 1)
 
 
@@ -160,11 +191,114 @@ def test_one_times_four_and_two_times_two_take_the_same_steps(n_unlabeled):
         assert {plan.steps_per_epoch for plan in parts} == {whole.steps_per_epoch}
         for epoch in range(3):
             for step in range(whole.steps_per_epoch):
-                joined = [draw for plan in parts for draw in plan.batch(epoch, step)]
+                joined = [row for plan in parts for row in plan.batch(epoch, step)]
                 assert joined == whole.batch(epoch, step)
 
 
-def test_a_step_can_be_asked_for_in_any_order():
+def rows_of_equal_numbers(n_labeled, n_unlabeled, batch, rank, world, epoch, step, steps, partner):
+    """The rows of a step with as many labeled as unlabeled images, one row at a time."""
+    shift, found = 0, []
+    if partner == 'other':
+        shift = int(generator(3, epoch, 0, 102).integers(1, n_unlabeled))
+    for row in range(rank * batch, (rank + 1) * batch):
+        place = step * batch * world + row
+        total = epoch * steps * batch * world + place
+        labeled_pass = total // n_labeled
+        labeled = generator(3, labeled_pass, 0, 100).permutation(n_labeled)[total % n_labeled]
+        order = generator(3, epoch, 0, 101).permutation(n_unlabeled)
+        found.append(RowIndices(labeled, labeled_pass, order[place],
+                                order[(place + shift) % n_unlabeled], epoch))
+    return found
+
+
+@pytest.mark.parametrize('partner', ['same', 'other'])
+@pytest.mark.parametrize('labeled', [0, 2])
+@pytest.mark.parametrize('world, n_labeled, n_unlabeled, steps', [(1, 5, 9, 0), (2, 3, 9, 0),
+                                                                  (2, 30, 13, 2), (1, 1, 4, 0)])
+def test_equal_numbers_of_images(world, n_labeled, n_unlabeled, steps, labeled, partner):
+    for rank in range(world):
+        plan = schedule(n_labeled, n_unlabeled, 2, rank, world, 3, partner, labeled, steps)
+        assert plan.steps_per_epoch == (steps or n_unlabeled // (2 * world))
+        for epoch in range(4):
+            for step in range(plan.steps_per_epoch):
+                assert plan.batch(epoch, step) == rows_of_equal_numbers(
+                    n_labeled, n_unlabeled, 2, rank, world, epoch, step, plan.steps_per_epoch,
+                    partner)
+
+
+def columns(batch_rows):
+    """([(labeled, pass)], [(unlabeled, partner, pass)]) of rows; missing parts are left out."""
+    return ([row[:2] for row in batch_rows if row.labeled is not None],
+            [row[2:] for row in batch_rows if row.unlabeled is not None])
+
+
+@pytest.mark.parametrize('world, labeled, unlabeled, n_labeled, n_unlabeled, steps', [
+    (1, 3, 2, 7, 9, 0), (1, 1, 4, 5, 9, 0), (2, 3, 1, 13, 9, 0), (2, 1, 2, 4, 17, 3),
+    (2, 4, 1, 3, 5, 0), (3, 2, 3, 40, 20, 0)])
+def test_labeled_and_unlabeled_images_follow_their_own_orders(world, labeled, unlabeled, n_labeled,
+                                                          n_unlabeled, steps):
+    """Against a list of all passes, from which each step takes the next samples."""
+    plans = [schedule(n_labeled, n_unlabeled, unlabeled, rank, world, 3, 'other', labeled, steps)
+             for rank in range(world)]
+    per_epoch = steps or n_unlabeled // (unlabeled * world)
+    assert {plan.steps_per_epoch for plan in plans} == {per_epoch}
+    upcoming = [(int(sample), number) for number in range(200)
+                for sample in generator(3, number, 0, 100).permutation(n_labeled)]
+    for epoch in range(5):
+        pass_over = [int(sample) for sample in generator(3, epoch, 0, 101).permutation(n_unlabeled)]
+        seen = []
+        for step in range(per_epoch):
+            rows_of_ranks = [plan.batch(epoch, step) for plan in plans]
+            assert {len(batch_rows) for batch_rows in rows_of_ranks} == {max(labeled, unlabeled)}
+            assert all([len(kind) for kind in columns(batch_rows)] == [labeled, unlabeled]
+                       for batch_rows in rows_of_ranks)
+            known, others = columns([row for batch_rows in rows_of_ranks for row in batch_rows])
+            expected, upcoming = upcoming[:labeled * world], upcoming[labeled * world:]
+            assert known == expected
+            seen += others
+        # No unlabeled image twice in an epoch; only the incomplete last batch is dropped.
+        assert [sample for sample, _, _ in seen] == pass_over[:per_epoch * unlabeled * world]
+        assert {number for _, _, number in seen} == {epoch}
+        assert all(sample != partner for sample, partner, _ in seen)
+        assert len({partner for _, partner, _ in seen}) == len(seen)
+
+
+@pytest.mark.parametrize('labeled, unlabeled', [(4, 8), (8, 4)])
+def test_one_times_four_and_two_times_two_with_different_numbers_of_images(labeled, unlabeled):
+    whole = schedule(13, 33, unlabeled, labeled=labeled)
+    for world in (2, 4):
+        parts = [schedule(13, 33, unlabeled // world, rank, world, labeled=labeled // world)
+                 for rank in range(world)]
+        assert {plan.steps_per_epoch for plan in parts} == {whole.steps_per_epoch}
+        for epoch in range(3):
+            for step in range(whole.steps_per_epoch):
+                joined = [row for plan in parts for row in plan.batch(epoch, step)]
+                assert columns(joined) == columns(whole.batch(epoch, step))
+
+
+def test_a_short_labeled_list_is_repeated_within_a_step():
+    batch_rows, _ = columns(schedule(3, 8, 2, labeled=8).batch(0, 0))
+    assert [number for _, number in batch_rows] == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert sorted(sample for sample, _ in batch_rows[:3]) == [0, 1, 2]
+    assert len(set(batch_rows)) == 8  # the same image in another pass has another view
+
+
+@pytest.mark.parametrize('steps', [0, 5])
+def test_supervised_training_takes_the_labeled_batch(steps):
+    cfg = SupervisedConfig(batch_size=2, labeled_batch_size=3, epoch_steps=steps,
+                           labeled_id_path='the/labeled.txt')
+    plans = [Schedule(cfg, 14, None, rank, 2) for rank in range(2)]
+    assert {plan.steps_per_epoch for plan in plans} == {steps or 2}
+    found = [row for step in range(steps or 2) for plan in plans for row in plan.batch(0, step)]
+    assert len(found) == 6 * (steps or 2) and all(row.unlabeled is None for row in found)
+    assert len({row[:2] for row in found}) == len(found)
+    with pytest.raises(UserError, match=r'^the/labeled.txt: 5 images are fewer than a batch '
+                                        r'\(3 x 2 processes = 6\); lower labeled_batch_size or'):
+        Schedule(SupervisedConfig(batch_size=2, labeled_batch_size=3,
+                                  labeled_id_path='the/labeled.txt'), 5, None, 0, 2)
+
+
+def test_steps_can_be_requested_in_any_order():
     ahead, back = schedule(5, 9), schedule(5, 9)
     names = [(epoch, step) for epoch in range(12) for step in range(4)]
     forward = [ahead.batch(*name) for name in names]
@@ -177,9 +311,9 @@ def test_fewer_images_than_a_batch(n_labeled, n_unlabeled, path, number):
     with pytest.raises(UserError) as caught:
         schedule(n_labeled, n_unlabeled, batch_size=3, world=2)
     message = str(caught.value)
-    for word in (path, '%d images' % number, '3 x 2', '= 6', 'batch_size', 'fewer processes'):
+    for word in (path, f'{number} images', '3 x 2', '= 6', 'batch_size', 'fewer processes'):
         assert word in message
-    # As many as a batch are enough; and a labeled list may be as short as it likes.
+    # As many images as a batch are enough. A labeled list may be shorter.
     assert schedule(n_labeled, n_unlabeled, batch_size=5).steps_per_epoch == 1
     assert schedule(1, 6, batch_size=3, world=2).steps_per_epoch == 1
 
@@ -193,7 +327,7 @@ def loader_of(world, rank=0, processes=1, **overrides):
 
 
 def equal(a, b):
-    """Whether two batches hold the same numbers; parts may be None in both."""
+    """Whether two batches are equal. A part may be None in both."""
     return type(a) is type(b) and all(
         p is q is None or all(torch.equal(s, t) for s, t in zip(p, q)) for p, q in zip(a, b))
 
@@ -208,36 +342,85 @@ def test_batches_are_stacked_and_named(tiny_world):
     assert len(batches) == 4
     for batch in batches:
         assert isinstance(batch, Batch)
-        assert batch.x.weak.shape == (2, 3, 33, 33) and batch.x.label.shape == (2, 33, 33)
-        assert batch.x.index.shape == (2,) and batch.u.index.dtype == torch.int64
-        for part in (batch.u, batch.v):
+        assert batch.labeled.image.shape == (2, 3, 33, 33)
+        assert batch.labeled.label.shape == (2, 33, 33)
+        assert batch.labeled.index.shape == (2,) and batch.unlabeled.index.dtype == torch.int64
+        for part in (batch.unlabeled, batch.partner):
             assert part.strong1.shape == part.strong2.shape == (2, 3, 33, 33)
             assert part.valid.shape == (2, 33, 33) and part.box1.shape == (2, 4)
-        assert (batch.u.index != batch.v.index).all()
-    assert len({int(i) for batch in batches for i in batch.u.index}) == 8
+        assert (batch.unlabeled.index != batch.partner.index).all()
+    assert len({int(i) for batch in batches for i in batch.unlabeled.index}) == 8
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('labeled, unlabeled', [(3, 2), (1, 4), (7, 2)])
+def test_a_batch_has_the_requested_number_of_images_of_each_kind(tiny_world, labeled, unlabeled,
+                                                                 workers):
+    loader = loader_of(tiny_world(), batch_size=unlabeled, labeled_batch_size=labeled,
+                       workers=workers)
+    batches = list(loader.batches(0))
+    assert len(batches) == 9 // unlabeled
+    for step, batch in enumerate(batches):
+        assert batch.labeled.image.shape == (labeled, 3, 33, 33)
+        assert batch.labeled.label.shape == (labeled, 33, 33)
+        for part in (batch.unlabeled, batch.partner):
+            assert {len(tensor) for tensor in part} == {unlabeled}
+        known, others = columns(loader.steps.schedule.batch(0, step))
+        assert batch.labeled.index.tolist() == [sample for sample, _ in known]
+        assert batch.unlabeled.index.tolist() == [sample for sample, _, _ in others]
+        assert batch.partner.index.tolist() == [partner for _, partner, _ in others]
+        names = loader.samples(0, step).split('; ')
+        assert [len(text.split(', ')) for text in names] == [labeled, unlabeled, unlabeled]
+        assert names[0] == 'labeled: ' + ', '.join(
+            f'images/labeled{sample}.jpg' for sample, _ in known)
+        assert names[1] == 'unlabeled: ' + ', '.join(
+            f'images/unlabeled{sample}.jpg' for sample, _, _ in others)
+
+
+def test_a_labeled_row_does_not_depend_on_the_rest_of_its_batch(tiny_world):
+    # The first three images, by one step of three or by two steps of two.
+    world = tiny_world()
+    three = next(loader_of(world, labeled_batch_size=3).batches(0)).labeled
+    pairs = [batch.labeled for batch in loader_of(world).batches(0)]
+    for whole, first, second in zip(three, *pairs[:2]):
+        assert torch.equal(whole, torch.cat([first, second])[:3])
+
+
+@pytest.mark.parametrize('labeled', [1, 3])
+def test_bad_files_are_replaced_in_rows_with_one_kind_of_image_too(tiny_world, labeled):
+    world = tiny_world()
+    for name in ('labeled4', 'unlabeled4'):
+        os.remove(os.path.join(world.root, 'images', name + '.jpg'))
+    loader = loader_of(world, labeled_batch_size=labeled, workers=0)
+    batches = [batch for epoch in range(4) for batch in loader.batches(epoch)]
+    assert set(loader.replaced) == {'images/labeled4.jpg', 'images/unlabeled4.jpg'}
+    assert all((len(batch.labeled.index), len(batch.unlabeled.index)) == (labeled, 2)
+               for batch in batches)
+    assert 4 not in {int(i) for batch in batches for part in (batch.labeled, batch.unlabeled)
+                     for i in part.index}
 
 
 def test_supervised_batches_have_no_unlabeled_part(tiny_world):
     batches = list(loader_of(tiny_world(method='supervised')).batches(0))
-    assert len(batches) == 2 and all(b.u is None and b.v is None for b in batches)
-    assert batches[0].x.weak.shape == (2, 3, 33, 33)
+    assert len(batches) == 2 and all(b.unlabeled is None and b.partner is None for b in batches)
+    assert batches[0].labeled.image.shape == (2, 3, 33, 33)
 
 
 def test_batches_follow_the_schedule(tiny_world):
     loader = loader_of(tiny_world())
     for epoch in (0, 3):
         for step, batch in enumerate(loader.batches(epoch)):
-            draws = loader.steps.schedule.batch(epoch, step)
-            assert batch.x.index.tolist() == [draw.labeled for draw in draws]
-            assert batch.u.index.tolist() == [draw.unlabeled for draw in draws]
-            assert batch.v.index.tolist() == [draw.partner for draw in draws]
+            batch_rows = loader.steps.schedule.batch(epoch, step)
+            assert batch.labeled.index.tolist() == [row.labeled for row in batch_rows]
+            assert batch.unlabeled.index.tolist() == [row.unlabeled for row in batch_rows]
+            assert batch.partner.index.tolist() == [row.partner for row in batch_rows]
 
 
 def test_the_number_of_workers_changes_nothing(tiny_world):
     world = tiny_world(num_aug=3)
     epochs = {}
     for workers in (0, 1, 2):
-        # The global random numbers must not matter: workers start from other ones.
+        # The global random state must have no effect: each worker starts with another one.
         torch.manual_seed(workers)
         loader = loader_of(world, workers=workers)
         epochs[workers] = [list(loader.batches(epoch)) for epoch in (0, 1)]
@@ -258,20 +441,22 @@ def test_an_epoch_can_start_in_its_middle(tiny_world, method):
         assert len(list(loader.batches(epoch + 1))) == len(whole) == loader.steps_per_epoch
 
 
-def test_an_epoch_left_in_its_middle_leaves_nothing_behind(tiny_world):
+def test_an_epoch_left_in_its_middle_does_not_affect_the_next(tiny_world):
     world = tiny_world()
     expected = list(loader_of(world).batches(1))
     loader = loader_of(world, workers=2)
-    # Workers live on between epochs and have prefetched batches of the one that was left.
+    # Workers live on between epochs, and have prefetched batches of the epoch that was left.
     next(iter(loader.batches(0)))
     assert all_equal(expected, loader.batches(1))
     assert all_equal(expected[2:], loader.batches(1, 2))
 
 
-def test_ranks_share_one_global_batch(tiny_world):
+@pytest.mark.parametrize('labeled', [0, 3])
+def test_ranks_share_one_global_batch(tiny_world, labeled):
     world = tiny_world()
-    whole = list(loader_of(world, batch_size=2).batches(1))
-    ranks = [list(loader_of(world, rank, 2, batch_size=1).batches(1)) for rank in (0, 1)]
+    whole = list(loader_of(world, batch_size=2, labeled_batch_size=2 * labeled).batches(1))
+    ranks = [list(loader_of(world, rank, 2, batch_size=1, labeled_batch_size=labeled).batches(1))
+             for rank in (0, 1)]
     for batch, halves in zip(whole, zip(*ranks)):
         for part, parts in zip(batch, zip(*halves)):
             for tensor, tensors in zip(part, zip(*parts)):
@@ -297,7 +482,7 @@ def test_a_bad_file_ends_the_loop_with_one_clear_error(tiny_world, workers):
         list(loader_of(world, workers=workers).batches(0))
     message = str(caught.value)
     assert message.startswith(world.unlabeled + ' line 5: ') and path in message
-    # Not the traceback that a worker process would wrap it in.
+    # Without the traceback of the worker process.
     assert 'Traceback' not in message and '\n' not in message
 
 
@@ -323,8 +508,8 @@ def test_evaluation_gives_each_image_to_exactly_one_rank(tiny_world, processes, 
     assert sorted(positions) == list(range(n_val))
 
 
-class Slow:
-    """Items that tell when they are read; the fifth is bad."""
+class Recorded:
+    """Items that record when they are read. Item 5 raises an error."""
 
     def __init__(self, count):
         self.count, self.read = count, []
@@ -340,12 +525,26 @@ class Slow:
 
 
 @pytest.mark.parametrize('count', [0, 1, 2, 3, 5])
-def test_reading_ahead_gives_all_items_in_order(count):
-    assert list(read_ahead(Slow(count))) == [10 * i for i in range(count)]
+def test_read_ahead_yields_all_items_in_order(count):
+    assert list(read_ahead(Recorded(count))) == [10 * i for i in range(count)]
 
 
-def test_reading_ahead_reads_two_more_while_one_is_used():
-    items = Slow(5)
+@pytest.mark.parametrize('workers', [0, 2])
+def test_evaluation_does_not_pin_memory(tiny_world, monkeypatch, workers):
+    """Stacking copies the images to memory that is not pinned, so pinning would be wasted."""
+    world, real, pinned = tiny_world(), loaders.DataLoader, []
+
+    def loader(*args, **kwargs):
+        pinned.append(kwargs.pop('pin_memory', False))
+        return real(*args, **kwargs)
+    monkeypatch.setattr(loaders, 'DataLoader', loader)
+    items = list(eval_loader(world.load(workers=workers), read_list(world.val), 0, 1, True))
+    assert len(items) == 3 and not any(pinned) and len(pinned) == (workers > 0)
+    assert all(image.dtype == label.dtype == torch.uint8 for image, label, _ in items)
+
+
+def test_read_ahead_reads_two_more_while_one_is_used():
+    items = Recorded(5)
     given = read_ahead(items)
     next(given)
     ends = time.time() + 10
@@ -355,14 +554,14 @@ def test_reading_ahead_reads_two_more_while_one_is_used():
     assert items.read == [0, 1, 2]
 
 
-def test_reading_ahead_passes_errors_on():
-    given = read_ahead(Slow(9))
+def test_read_ahead_raises_errors():
+    given = read_ahead(Recorded(9))
     assert [next(given) for _ in range(5)] == [0, 10, 20, 30, 40]
     with pytest.raises(ValueError, match='bad'):
         next(given)
 
 
-def test_a_loader_that_is_let_go_takes_its_workers_with_it(tiny_world):
+def test_the_workers_of_a_deleted_loader_end(tiny_world):
     before = set(multiprocessing.active_children())
     loader = loader_of(tiny_world(), workers=2)
     next(iter(loader.batches(0)))
@@ -379,11 +578,11 @@ def test_a_loader_that_is_let_go_takes_its_workers_with_it(tiny_world):
 def test_auto_workers(monkeypatch, gpu, cores, expected):
     monkeypatch.setattr(loaders, 'cores_of_a_process', lambda world: {4: cores}[world])
     assert count_workers('auto', 4, gpu) == expected
-    # A number is a number.
+    # A number is used as it is.
     assert count_workers(0, 4, gpu) == 0 and count_workers(5, 4, gpu) == 5
 
 
-def test_auto_is_worked_out_where_loaders_are_made(tiny_world, monkeypatch):
+def test_auto_workers_are_counted_when_a_loader_is_made(tiny_world, monkeypatch):
     monkeypatch.setattr(loaders, 'cores_of_a_process', lambda world: 2)
     world = tiny_world(workers='auto')
     assert loader_of(world).loader.num_workers == 1

@@ -8,18 +8,18 @@ import time
 
 import pytest
 
-from dssn import lock
 from dssn.errors import UserError
-from dssn.lock import Lock
+from dssn.run import lock
+from dssn.run.lock import Lock
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-HOLDER = '''
+HOLDER = """
 import sys, time
-from dssn.lock import Lock
+from dssn.run.lock import Lock
 lock = Lock(sys.argv[1])
 print('held', flush=True)
 time.sleep(100)
-'''
+"""
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_a_folder_in_use_is_refused_with_who_holds_it(tmp_path, holder):
     for _ in range(2):  # and the refusal does not free it
         with pytest.raises(UserError) as caught:
             Lock(str(tmp_path))
-        for part in (str(tmp_path), 'process {}'.format(holder.pid), socket.gethostname(),
+        for part in (str(tmp_path), f'process {holder.pid}', socket.gethostname(),
                      time.strftime('%Y-%m-%d'), '--save-path'):
             assert part in str(caught.value)
 
@@ -47,7 +47,7 @@ def test_a_killed_holder_frees_the_folder_and_is_named(tmp_path, holder):
     holder.kill()
     holder.wait()
     held = Lock(str(tmp_path))
-    assert 'process {}'.format(holder.pid) in held.note
+    assert f'process {holder.pid}' in held.note
     held.release()
 
 
@@ -76,15 +76,16 @@ def name(tmp_path, age=0, **changes):
 
 
 @pytest.mark.parametrize('pid, age, host, held', [
-    (os.getppid(), 9999, None, True),   # it lives, however long ago it wrote
+    (None, 9999, None, True),           # the parent: it lives, however long ago it wrote
     (2 ** 22 + 7, 0, None, False),      # there is no such process
     (1, 60, 'elsewhere', True), (1, 660, 'elsewhere', False)])
 def test_where_the_file_system_has_no_locks_process_and_age_tell(tmp_path, monkeypatch, pid, age,
                                                                  host, held):
     monkeypatch.setattr(Lock, 'take', lambda self: None)
+    pid = pid or os.getppid()
     name(tmp_path, age, pid=pid, **({'host': host} if host else {}))
     if held:
-        with pytest.raises(UserError, match='process {}'.format(pid)):
+        with pytest.raises(UserError, match=f'process {pid}'):
             Lock(str(tmp_path))
     else:
         Lock(str(tmp_path)).release()
@@ -94,10 +95,10 @@ def test_a_sign_of_life_comes_once_a_minute(tmp_path, monkeypatch):
     held = Lock(str(tmp_path))
     path = str(tmp_path / 'lock')
     os.utime(path, (1, 1))
-    held.live()
+    held.refresh()
     assert os.stat(path).st_mtime == 1
-    held.shown -= lock.SIGN + 1
-    held.live()
+    held.refreshed -= lock.SIGN + 1
+    held.refresh()
     assert os.stat(path).st_mtime > 1
     held.release()
 

@@ -1,17 +1,20 @@
 """Records of a run: means between lines, files after a restart, and who writes them."""
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from dssn.distributed import World
 from dssn.errors import UserError
-from dssn.evaluation import scores
-from dssn.logbook import Logbook
+from dssn.inference.evaluation import scores
 from dssn.methods import Terms
+from dssn.run.logbook import Logbook, peak_memory
 
 NAMES = ['a', 'b', 'c']
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCORES = scores(torch.tensor([[2, 0, 0], [1, 1, 0], [0, 0, 0]]))
 
 
@@ -77,7 +80,7 @@ def test_other_ranks_check_but_write_nothing(tiny_world, capsys):
     os.makedirs(cfg.save_path)
     log = Logbook(cfg, World(1, 1, 2), 6)
     log.open('', 0, 0)
-    log.say('hello')
+    log.write('hello')
     feed(log, [1.0])
     log.evaluation(1, 4, {'student': SCORES}, NAMES, 0.1, 1.0)
     with pytest.raises(UserError, match='supervised'):
@@ -167,13 +170,25 @@ def test_what_comes_every_so_many_steps_comes_after_the_last_too(book, every, du
 
 
 def test_time_that_was_not_training_is_left_out_of_the_speed(book, monkeypatch):
-    from dssn import logbook
+    from dssn.run import logbook
     clock = [book.since]
     monkeypatch.setattr(logbook.time, 'time', lambda: clock[0])
     feed(book, [1.0])
     clock[0] += 102
-    book.pause(100)
+    book.exclude(100)
     book.step(0, 1, terms(1.0), torch.tensor(1.0), 0.1, images=4)
     monkeypatch.undo()
     book.close()
     assert scalars(book.cfg.save_path)['train/images_per_second'] == [(2, pytest.approx(4.0))]
+
+
+def test_peak_memory_is_the_process_own():
+    """Not that of the process which started it: getrusage gives that to a child."""
+    code = ('import torch; from dssn.run.logbook import peak_memory; '
+            'print(peak_memory(torch.device("cpu")))')
+    held = bytearray(2 * 2 ** 30)
+    held[::4096] = b'\1' * len(held[::4096])
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE,
+                          check=True)
+    assert 50 < float(done.stdout) < 1800
+    assert peak_memory(torch.device('cpu')) > 2000

@@ -1,13 +1,23 @@
-"""Losses against per-pixel loops in Python's double precision, values and gradients."""
+"""Losses: values and gradients, compared with loops over pixels in double precision."""
 import json
 import math
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from dssn.losses import (build_labeled_loss, cross_entropy, masked_cross_entropy, ohem,
-                         pixel_contrast)
+from dssn import losses
+from dssn.losses import (
+    build_labeled_loss,
+    cross_entropy,
+    kth_by_selection,
+    kth_by_sorting,
+    kth_smallest,
+    masked_cross_entropy,
+    ohem,
+    pixel_contrast,
+)
 
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-9}
 DTYPES = [torch.float32, torch.float64]
@@ -29,18 +39,19 @@ def softmax(z):
     return [power / sum(powers) for power in powers]
 
 
-def surprise(z, label):
+def pixel_cross_entropy(z, label):
     """Cross-entropy of one pixel."""
     return max(z) + math.log(sum(math.exp(value - max(z)) for value in z)) - z[label]
 
 
 def slow_cross_entropy(logits, label):
-    losses = [surprise(z, y) for z, y in zip(pixels(logits), label.flatten().tolist()) if y != 255]
+    losses = [pixel_cross_entropy(z, y)
+              for z, y in zip(pixels(logits), label.flatten().tolist()) if y != 255]
     return sum(losses) / len(losses) if losses else 0.0
 
 
 def slow_ohem(logits, label, thresh, min_kept):
-    labeled = [(softmax(z)[y], surprise(z, y))
+    labeled = [(softmax(z)[y], pixel_cross_entropy(z, y))
                for z, y in zip(pixels(logits), label.flatten().tolist()) if y != 255]
     if not labeled:
         return 0.0
@@ -53,11 +64,11 @@ def slow_ohem(logits, label, thresh, min_kept):
 
 def slow_masked_cross_entropy(logits, label, selected, valid):
     total, count = 0.0, 0
-    for z, y, trusted, inside in zip(pixels(logits), label.flatten().tolist(),
-                                     selected.flatten().tolist(), valid.flatten().tolist()):
+    for z, y, chosen, inside in zip(pixels(logits), label.flatten().tolist(),
+                                    selected.flatten().tolist(), valid.flatten().tolist()):
         count += inside
-        if trusted and inside:
-            total += surprise(z, y)
+        if chosen and inside:
+            total += pixel_cross_entropy(z, y)
     return total / count if count else 0.0
 
 
@@ -99,7 +110,7 @@ def random_case(shape, dtype=torch.float64, ignored=0.3, seed=0):
     return logits, label, ignore
 
 
-def check(loss, expected, logits, expected_grad=None):
+def assert_loss(loss, expected, logits, expected_grad=None):
     """The loss is a scalar with the expected value and, if given, gradient."""
     assert loss.shape == () and loss.dtype == logits.dtype
     assert abs(loss.item() - expected) <= TOLERANCE[logits.dtype] * max(1, abs(expected))
@@ -107,12 +118,12 @@ def check(loss, expected, logits, expected_grad=None):
         logits.grad = None
         loss.backward(retain_graph=True)
         assert logits.grad.shape == expected_grad.shape
-        # Written so that a NaN fails.
+        # A NaN fails this comparison.
         assert (logits.grad - expected_grad).abs().max() <= max(1e-7, TOLERANCE[logits.dtype])
 
 
-def check_zero(loss, *inputs):
-    """Exactly 0, and exactly 0 gradient: not NaN, not None."""
+def assert_zero(loss, *inputs):
+    """The loss is exactly 0, and so is its gradient."""
     assert loss.item() == 0
     loss.backward()
     for logits in inputs:
@@ -126,15 +137,15 @@ def check_zero(loss, *inputs):
 def test_cross_entropy_is_the_mean_over_labeled_pixels(shape, dtype):
     logits, label, ignore = random_case(shape, dtype)
     label[ignore] = 255
-    check(cross_entropy(logits, label), slow_cross_entropy(logits, label), logits,
-          numeric_gradient(lambda z: slow_cross_entropy(z, label), logits))
+    assert_loss(cross_entropy(logits, label), slow_cross_entropy(logits, label), logits,
+                numeric_gradient(lambda z: slow_cross_entropy(z, label), logits))
 
 
 @pytest.mark.parametrize('loss', [cross_entropy, ohem, lambda z, y: ohem(z, y, 0.7, 2),
                                   lambda z, y: ohem(z, y, 0.7, 0)])
 def test_labeled_losses_without_a_labeled_pixel_are_zero(loss):
     logits, label, _ = random_case((1, 3, 4, 5))
-    check_zero(loss(logits, torch.full_like(label, 255)), logits)
+    assert_zero(loss(logits, torch.full_like(label, 255)), logits)
 
 
 # ---- OHEM
@@ -152,23 +163,24 @@ def test_ohem_vectors(case):
 @pytest.mark.parametrize('thresh', [0.0, 0.05, 0.3, 0.7, 1.0])
 def test_ohem_keeps_the_hard_pixels(thresh, min_kept, dtype):
     logits, label, _ = random_case((2, 3, 4, 5), dtype)
-    check(ohem(logits, label, thresh, min_kept), slow_ohem(logits, label, thresh, min_kept), logits)
+    assert_loss(ohem(logits, label, thresh, min_kept), slow_ohem(logits, label, thresh, min_kept),
+                logits)
 
 
 @pytest.mark.parametrize('min_kept', [1, 7, 11, 12, 13, 30, 40, 41])
 def test_ohem_counts_labeled_pixels_only(min_kept):
     logits, label, _ = random_case((2, 3, 4, 5))
     label.view(-1)[12:] = 255
-    # Ignored pixels that would be the hardest of all, or, as class 0, the easiest.
+    # The ignored pixels would be the easiest of all as class 0, and the hardest as any other.
     with torch.no_grad():
         logits[1, 0] = -50
         logits[1, 0, 0] = 50
-    check(ohem(logits, label, 0.1, min_kept), slow_ohem(logits, label, 0.1, min_kept), logits,
-          numeric_gradient(lambda z: slow_ohem(z, label, 0.1, min_kept), logits))
+    assert_loss(ohem(logits, label, 0.1, min_kept), slow_ohem(logits, label, 0.1, min_kept), logits,
+                numeric_gradient(lambda z: slow_ohem(z, label, 0.1, min_kept), logits))
 
 
 def test_ohem_threshold_itself_is_kept():
-    # Probabilities 1 and 1/3: exact numbers. The sure pixel adds nothing but counts.
+    # Probabilities 1 and 1/3, exactly. The pixel with probability 1 has loss 0, but is counted.
     logits = torch.zeros(1, 3, 1, 2, dtype=torch.float64)
     logits[0, 0, 0, 0] = 1000
     label = torch.zeros(1, 1, 2, dtype=torch.long)
@@ -180,37 +192,81 @@ def test_ohem_keeps_every_pixel_that_ties_with_the_last():
     logits = torch.zeros(1, 2, 1, 5, dtype=torch.float64)
     logits[0, 0, 0, :3] = torch.tensor([1000., 0, 1])
     label = torch.zeros(1, 1, 5, dtype=torch.long)
-    # Hardest first: 0.5, 0.5, 0.5, 0.73, 1: one is asked for, three share its place.
+    # Probabilities in order: 0.5, 0.5, 0.5, 0.73, 1. min_kept is 1, but three pixels tie.
     assert ohem(logits, label, 0.1, 1).item() == pytest.approx(math.log(2), abs=1e-12)
     easier = math.log(1 + math.exp(-1))
     assert ohem(logits, label, 0.1, 4).item() == \
         pytest.approx((3 * math.log(2) + easier) / 4, abs=1e-12)
 
 
-def lone_row(prob):
-    """Logits (1, 2, 1, P) of pixels whose true class, 0, has these probabilities; the labels."""
+INF = float('inf')
+
+
+@pytest.mark.parametrize('find', [kth_smallest, kth_by_selection, kth_by_sorting])
+@pytest.mark.parametrize('values', [
+    [3.0], [2.0, 1.0], [0.5, 0.25, 0.5, 0.5, 0.125], [1.0] * 6, [INF, 0.5, INF, 0.75, 0.5, INF],
+    [INF] * 4, [-INF, 0.0, INF, -0.0]], ids=str)
+def test_kth_smallest_is_the_kth_of_the_sorted_list(find, values):
+    for dtype in DTYPES:
+        given = torch.tensor(values, dtype=dtype)
+        for k, expected in enumerate(sorted(values), 1):
+            found = find(given, k)
+            assert (found.item(), found.dtype, found.shape) == (expected, dtype, ())
+        assert given.tolist() == values
+
+
+def test_kth_by_sorting_and_by_selection_agree():
+    values = torch.rand(20000, generator=torch.Generator().manual_seed(1)).mul(500).round().div(500)
+    values[::7] = INF
+    for k in (1, 2, 4999, 12345, 17142, 17143, 20000):
+        assert torch.equal(kth_by_sorting(values, k), kth_by_selection(values, k))
+
+
+@pytest.mark.parametrize('min_kept', [1, 5, 17, 40])
+def test_ohem_is_the_same_by_sorting(monkeypatch, min_kept):
+    logits, label, ignore = random_case((2, 3, 4, 5))
+    label[ignore] = 255
+    expected = ohem(logits, label, 0.1, min_kept)
+    monkeypatch.setattr(losses, 'kth_smallest', kth_by_sorting)
+    assert torch.equal(ohem(logits, label, 0.1, min_kept), expected)
+
+
+def pixel_row(prob):
+    """Logits (1, 2, 1, P) and labels of pixels whose true class, 0, has the given probabilities."""
     return torch.stack([prob, 1 - prob]).log()[None, :, None], torch.zeros(1, 1, len(prob)).long()
 
 
-@pytest.mark.parametrize('hard, border', [(99999, 0.72), (100000, 0.7), (100001, 0.7)])
-def test_ohem_defaults_are_those_of_cityscapes(hard, border):
-    # With one pixel too few below the threshold, the hardest of the rest completes the 100000.
+@pytest.mark.parametrize('hard, threshold', [(99999, 0.72), (100000, 0.7), (100001, 0.7)])
+def test_ohem_defaults_are_those_of_cityscapes(hard, threshold):
+    # If one of 100000 pixels is missing below the threshold, the next hardest one is kept, too.
     prob = torch.full((hard + 4,), 0.5, dtype=torch.float64)
     prob[-4:] = torch.tensor([0.72, 0.76, 0.8, 0.9])
     if hard >= 100000:
         prob[0] = 0.69
-    kept = prob[prob < border + 0.001]
-    assert ohem(*lone_row(prob)).item() == pytest.approx(-kept.log().mean().item(), rel=1e-10)
+    kept = prob[prob < threshold + 0.001]
+    assert ohem(*pixel_row(prob)).item() == pytest.approx(-kept.log().mean().item(), rel=1e-10)
 
 
-def test_labeled_loss_is_the_one_the_config_names():
+def labeled_loss(name, accumulate=1, **kwargs):
+    return build_labeled_loss(SimpleNamespace(
+        accumulate=accumulate, criterion={'name': name, 'kwargs': dict(kwargs, ignore_index=255)}))
+
+
+def test_build_labeled_loss_returns_the_loss_of_the_config():
     logits, label, ignore = random_case((2, 3, 4, 5))
     label[ignore] = 255
-    plain = build_labeled_loss({'name': 'CELoss', 'kwargs': {'ignore_index': 255}})
-    check(plain(logits, label), slow_cross_entropy(logits, label), logits)
-    hard = build_labeled_loss(
-        {'name': 'OHEM', 'kwargs': {'ignore_index': 255, 'thresh': 0.25, 'min_kept': 3}})
-    check(hard(logits, label), slow_ohem(logits, label, 0.25, 3), logits)
+    assert_loss(labeled_loss('CELoss')(logits, label), slow_cross_entropy(logits, label), logits)
+    hard = labeled_loss('OHEM', thresh=0.25, min_kept=3)
+    assert_loss(hard(logits, label), slow_ohem(logits, label, 0.25, 3), logits)
+
+
+@pytest.mark.parametrize('min_kept, accumulate, expected', [
+    (12, 1, 12), (12, 4, 3), (13, 4, 3), (3, 4, 1), (0, 4, 0)])
+def test_ohem_divides_min_kept_by_accumulate(min_kept, accumulate, expected):
+    """The result is rounded down, but it is at least 1, because 0 would keep all pixels."""
+    logits, label, _ = random_case((2, 3, 4, 5))
+    found = labeled_loss('OHEM', accumulate, thresh=0.0, min_kept=min_kept)(logits, label)
+    assert_loss(found, slow_ohem(logits, label, 0.0, expected), logits)
 
 
 # ---- masked cross-entropy of pseudo-labels
@@ -229,16 +285,16 @@ def test_masked_cross_entropy_divides_by_the_valid_pixels(shape, dtype):
     logits, label, ignore = random_case(shape, dtype)
     selected = torch.rand(label.shape) < 0.5
     selected.view(-1)[0] = True
-    check(masked_cross_entropy(logits, label, selected, ~ignore),
-          slow_masked_cross_entropy(logits, label, selected, ~ignore), logits,
-          numeric_gradient(lambda z: slow_masked_cross_entropy(z, label, selected, ~ignore),
-                           logits))
+    assert_loss(masked_cross_entropy(logits, label, selected, ~ignore),
+                slow_masked_cross_entropy(logits, label, selected, ~ignore), logits,
+                numeric_gradient(lambda z: slow_masked_cross_entropy(z, label, selected, ~ignore),
+                                 logits))
 
 
 @pytest.mark.parametrize('selected, valid', [(False, True), (True, False), (False, False)])
 def test_masked_cross_entropy_without_a_pixel_is_zero(selected, valid):
     logits, label, _ = random_case((2, 3, 4, 5))
-    check_zero(masked_cross_entropy(logits, label, torch.full(label.shape, selected),
+    assert_zero(masked_cross_entropy(logits, label, torch.full(label.shape, selected),
                                     torch.full(label.shape, valid)), logits)
 
 
@@ -261,8 +317,8 @@ def test_contrast_with_gradient_to_both_views(shape, dtype):
     first, second = two_views(shape, dtype)
     loss = pixel_contrast(first, second)
     expected = slow_contrast(first, second)
-    check(loss, expected, first, numeric_gradient(lambda z: slow_contrast(z, second), first))
-    check(loss, expected, second, numeric_gradient(lambda z: slow_contrast(first, z), second))
+    assert_loss(loss, expected, first, numeric_gradient(lambda z: slow_contrast(z, second), first))
+    assert_loss(loss, expected, second, numeric_gradient(lambda z: slow_contrast(first, z), second))
 
 
 @pytest.mark.parametrize('classes', [2, 5, 21])
@@ -278,13 +334,13 @@ def test_contrast_ignores_each_pixels_shift_and_scale():
     first, second = two_views((1, 4, 3, 3))
     assert pixel_contrast(first, 0.001 * first + 7).item() == pytest.approx(0, abs=1e-12)
     assert pixel_contrast(first, -3 * first).item() == pytest.approx(4 * 3 / 4, abs=1e-9)
-    # No epsilon: logits that hardly differ are standardised like all others.
+    # There is no epsilon: logits that hardly differ are standardised like all others.
     assert pixel_contrast(first, 1e-6 * second).item() == \
         pytest.approx(slow_contrast(first, second), abs=1e-9)
 
 
-# In floating point the mean of equal numbers need not be that number (0.1, 1.7): what rounding
-# leaves over must not be standardised to a direction.
+# The floating-point mean of equal numbers may differ from them (0.1, 1.7). This rounding error must
+# not be standardised.
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('value', [0.0, 0.1, 1.7, -0.3, 123.456])
 @pytest.mark.parametrize('classes', [2, 3, 5, 19, 21])
@@ -296,12 +352,12 @@ def test_contrast_of_a_pixel_with_equal_logits_is_zero(classes, value, dtype):
             if both:
                 second[0, :, 0, 1] = value
         loss = pixel_contrast(first, second)
-        check(loss, slow_contrast(first, second), first)
+        assert_loss(loss, slow_contrast(first, second), first)
         loss.backward()
         for view in (first, second):
             assert bool((view.grad[0, :, 0, 1] == 0).all())
             assert bool(torch.isfinite(view.grad).all())
-            # Two standardised logits are constants: from three on, other pixels have a gradient.
+            # Two standardised logits are constant. With more classes, other pixels have a gradient.
             assert classes == 2 or view.grad[0, :, 1, 1].abs().max() > 1e-3
 
 
@@ -309,10 +365,10 @@ def test_contrast_of_a_pixel_with_equal_logits_is_zero(classes, value, dtype):
 def test_contrast_of_equal_logits_everywhere_is_zero(value):
     first = torch.full((1, 3, 2, 3), value, requires_grad=True)
     second = torch.zeros(1, 3, 2, 3, requires_grad=True)
-    check_zero(pixel_contrast(first, second), first, second)
+    assert_zero(pixel_contrast(first, second), first, second)
 
 
-def test_contrast_of_logits_too_close_for_a_variance():
+def test_contrast_of_logits_whose_variance_underflows():
     # The square of 1e-30 is 0 in float32, although the logits are not equal.
     first, second = two_views((1, 3, 2, 2), torch.float32)
     with torch.no_grad():

@@ -1,6 +1,6 @@
 """Methods: a whole step against a slow recomputation, and what flows where.
 
-B labeled and B unlabeled images, C = 4 classes, H x W pixels; all in double precision.
+n labeled and B unlabeled images, C = 4 classes, H x W pixels; all in double precision.
 """
 import copy
 import json
@@ -9,14 +9,20 @@ import os
 import pytest
 import torch
 import torch.nn as nn
-from test_losses import (numeric_gradient, slow_contrast, slow_cross_entropy,
-                         slow_masked_cross_entropy, slow_ohem)
+from test_losses import (
+    numeric_gradient,
+    slow_contrast,
+    slow_cross_entropy,
+    slow_masked_cross_entropy,
+    slow_ohem,
+)
 from test_pseudo_labels import slow_class_max, slow_class_topk, slow_fixed
 
 from dssn import ema, methods
 from dssn.batch import Labeled, Unlabeled
-from dssn.config import Config
 from dssn.errors import UserError
+from dssn.keys import Config
+from dssn.methods import build
 from dssn.methods.dssn import DSSN, DSSNConfig
 from dssn.methods.supervised import Supervised
 from dssn.models import build_model
@@ -35,26 +41,31 @@ def config(**changes):
     return DSSNConfig(**dict(keys, **changes))
 
 
-def random_batch(b, height, width, seed=0):
-    """x, u, v with padding at the right and the bottom, and one image without a box."""
-    torch.manual_seed(seed)
+def random_batch(b, height, width, seed=0, labeled=None):
+    """x, u, v with padding at the right and the bottom, and one image without a box.
 
-    def images():
-        return torch.randn(b, 3, height, width).double()
+    Args:
+        b: unlabeled images, at most 4. labeled: labeled ones; None: b.
+    """
+    torch.manual_seed(seed)
+    n = labeled or b
+
+    def images(count=b):
+        return torch.randn(count, 3, height, width).double()
 
     def boxes():
         drawn = torch.tensor([[1, 2, height // 2, width // 2], [height // 3, 1, 3, width - 2],
-                              [0, 0, 0, 0]])
-        return drawn[torch.randperm(3)[:b] if b > 1 else torch.tensor([0])]
+                              [0, 0, 0, 0], [2, 3, height // 3, width // 3]])
+        return drawn[torch.randperm(max(b, 3))[:b] if b > 1 else torch.tensor([0])]
 
     def unlabeled(rows, columns):
         valid = torch.ones(b, height, width, dtype=torch.bool)
         valid[:, height - rows:], valid[-1, :, width - columns:] = False, False
         return Unlabeled(images(), images(), images(), valid, boxes(), boxes(), torch.arange(b))
 
-    label = torch.randint(CLASSES, (b, height, width))
+    label = torch.randint(CLASSES, (n, height, width))
     label[torch.rand(label.shape) < 0.3] = 255
-    return (Labeled(images(), label, torch.arange(b)),
+    return (Labeled(images(n), label, torch.arange(n)),
             unlabeled(height // 3, width // 4), unlabeled(height // 4, width // 3))
 
 
@@ -98,7 +109,7 @@ def slow_terms(own, outputs, taught, x, u, v, cfg):
         own: the student's clean logits that pseudo-labels come from. outputs: clean, fp1, fp2, s1,
             s2. taught: the teacher's logits on u's and v's weak views, or None in warm-up.
     """
-    b = len(x.weak)
+    b = len(x.image)
     clean, fp1, fp2, s1, s2 = outputs
     label, selected = slow_labels(own[b:], cfg)
     losses = {
@@ -112,8 +123,8 @@ def slow_terms(own, outputs, taught, x, u, v, cfg):
         for i, strong, boxes in ((1, s1, u.box1), (2, s2, u.box2)):
             label, selected = slow_labels(slow_paste(taught[0], taught[1], boxes), cfg)
             valid = slow_paste(u.valid, v.valid, boxes)
-            losses['image%d' % i] = slow_masked_cross_entropy(strong, label, selected, valid)
-            shares['selected_image%d' % i] = slow_share(selected, valid)
+            losses[f'image{i}'] = slow_masked_cross_entropy(strong, label, selected, valid)
+            shares[f'selected_image{i}'] = slow_share(selected, valid)
         agree = own[b:].argmax(1) == taught[0].argmax(1)
         shares['agreement'] = slow_share(agree, u.valid)
     return losses, shares
@@ -127,9 +138,9 @@ def slow_total(t):
 
 def slow_student(student, x, u, v):
     """The student's outputs: labeled and unlabeled as one batch, then s1 and s2 as one."""
-    clean, fp1, fp2 = student(torch.cat([x.weak, u.weak]), perturb=len(u.weak))
+    clean, fp1, fp2 = student(torch.cat([x.image, u.weak]), perturb=len(u.weak))
     # The release predicts from perturbed labeled images too, and uses them nowhere.
-    blank = torch.zeros_like(clean[:len(x.weak)])
+    blank = torch.zeros_like(clean[:len(x.image)])
     fp1, fp2 = torch.cat([blank, fp1]), torch.cat([blank, fp2])
     strong = student(torch.cat([slow_paste(u.strong1, v.strong1, u.box1),
                                 slow_paste(u.strong2, v.strong2, u.box2)]))
@@ -178,6 +189,11 @@ STEPS = {
     'class_topk': (dict(selection='class_topk', top=0.3), 2, 9, 1, (35, 33)),
     'fixed': (dict(selection='fixed', conf_thresh=0.8), 2, 9, 1, (33, 33)),
     'none': (dict(selection='none'), 2, 9, 1, (33, 33)),
+    # (labeled, unlabeled) images where they differ.
+    'three labeled, two unlabeled': (dict(), 1, 40, (3, 2), (33, 33)),
+    'three labeled, two unlabeled, first epoch': (dict(), 0, 1, (3, 2), (33, 33)),
+    'one labeled, four unlabeled': (dict(), 1, 40, (1, 4), (33, 33)),
+    'one labeled, four unlabeled, OHEM': (dict(criterion=OHEM), 0, 1, (1, 4), (33, 33)),
 }
 
 
@@ -186,9 +202,10 @@ def test_a_whole_step(case):
     changes, epoch, step, b, size = STEPS[case]
     cfg = config(**changes)
     student, teacher = network(1), ema.make_teacher(network(2))
-    x, u, v = random_batch(b, *size)
+    n, b = b if isinstance(b, tuple) else (b, b)
+    x, u, v = random_batch(b, *size, labeled=n)
     slow = copy.deepcopy(student), copy.deepcopy(teacher)
-    method = DSSN(cfg)
+    method = build(cfg)
     method.start_step(epoch, step, teacher)
     torch.manual_seed(7)
     terms = method(student, teacher, x, u, v)
@@ -200,7 +217,7 @@ def test_a_whole_step(case):
     taught = None if warm_up else slow_teacher(slow[1], u, v)
     losses, shares = slow_terms(outputs[0], outputs, taught, x, u, v, cfg)
     close(terms.losses, losses)
-    close(terms.shares, shares, rel=1e-6)  # float32: they are for the log only
+    close(terms.fractions, shares, rel=1e-6)  # float32: they are for the log only
     assert method.total(terms.losses).item() == pytest.approx(slow_total(losses), rel=1e-9)
     if cfg.selection not in ('none', 'fixed'):  # a test in which all or none is selected is blind
         assert all(0.02 < value < 0.98 for value in shares.values()), shares
@@ -218,7 +235,7 @@ def test_running_statistics_move_twice_a_step():
     student = network(1)
     norm = student.backbone.bn1
     x, u, v = random_batch(1, 33, 33)
-    method = DSSN(config())
+    method = build(config())
     teacher = ema.make_teacher(student)
     before = norm.num_batches_tracked.item()
     for step, passes in ((0, 2), (1, 4)):
@@ -244,18 +261,19 @@ class Recorder(nn.Module):
         return (clean, *[fp[-perturb:] for fp in copies]) if perturb else clean
 
 
-def recorded_step(epoch, step, b=2, **changes):
+def recorded_step(epoch, step, b=2, labeled=None, **changes):
     student, teacher = Recorder(1), ema.make_teacher(Recorder(2))
-    method = DSSN(config(**changes))
+    method = build(config(**changes))
     method.start_step(epoch, step, teacher)
-    x, u, v = random_batch(b, 7, 9)
+    x, u, v = random_batch(b, 7, 9, labeled=labeled)
     return method, student, teacher, (x, u, v), method(student, teacher, x, u, v)
 
 
-def test_student_sees_two_batches():
-    _, student, _, (x, u, v), _ = recorded_step(1, 9)
+@pytest.mark.parametrize('labeled, b', [(2, 2), (3, 2), (1, 4)])
+def test_student_sees_two_batches(labeled, b):
+    _, student, _, (x, u, v), _ = recorded_step(1, 9, b, labeled)
     first, second = student.calls
-    assert torch.equal(first[0], torch.cat([x.weak, u.weak])) and first[1] == len(u.weak)
+    assert torch.equal(first[0], torch.cat([x.image, u.weak])) and first[1] == len(u.weak)
     assert torch.equal(second[0], torch.cat([slow_paste(u.strong1, v.strong1, u.box1),
                                              slow_paste(u.strong2, v.strong2, u.box2)]))
     assert not second[1]
@@ -283,7 +301,7 @@ def test_teacher_is_done_before_the_student_begins(epoch):
     student, teacher, order = Recorder(1), ema.make_teacher(Recorder(2)), []
     for name, model in (('student', student), ('teacher', teacher)):
         model.register_forward_pre_hook(lambda *_, name=name: order.append(name))
-    method = DSSN(config())
+    method = build(config())
     method.start_step(epoch, 9, teacher)
     method(student, teacher, *random_batch(2, 7, 9))
     assert order == ['teacher'] * (2 if epoch == 0 else 1) + ['student'] * 2
@@ -295,7 +313,7 @@ def test_selection_follows_the_mixing():
     x, u, v = random_batch(2, 7, 9)
     # Partners of which the teacher is surer: inside the box they raise the peak for the rest.
     u, v = u._replace(weak=0.5 * u.weak), v._replace(weak=3 * v.weak)
-    method = DSSN(cfg)
+    method = build(cfg)
     method.start_step(1, 9, teacher)
     terms = method(student, teacher, x, u, v)
     weak, partner = [teacher(part.weak) for part in (u, v)]
@@ -303,7 +321,7 @@ def test_selection_follows_the_mixing():
         valid = slow_paste(u.valid, v.valid, boxes)
         after = slow_select(slow_paste(weak, partner, boxes), cfg)
         before = slow_paste(slow_select(weak, cfg), slow_select(partner, cfg), boxes)
-        found = terms.shares['selected_image%d' % i].item()
+        found = terms.fractions[f'selected_image{i}'].item()
         assert found == pytest.approx(slow_share(after, valid), abs=1e-6)
         assert found != pytest.approx(slow_share(before, valid), abs=1e-3)
 
@@ -313,7 +331,7 @@ def test_selection_follows_the_mixing():
 def test_what_there_is_to_watch(epoch, watched):
     student, teacher, cfg = Recorder(1), ema.make_teacher(Recorder(2)), config(warm_up_epochs=1)
     x, u, v = random_batch(2, 7, 9)
-    method = DSSN(cfg)
+    method = build(cfg)
     method.start_step(epoch, 9, teacher, watched)
     terms = method(student, teacher, x, u, v)
     outputs = slow_student(copy.deepcopy(student), x, u, v)
@@ -322,7 +340,7 @@ def test_what_there_is_to_watch(epoch, watched):
     if epoch == 1:
         taught = teacher(u.weak), teacher(v.weak)
         for i, boxes in ((1, u.box1), (2, u.box2)):
-            expected['image%d' % i] = slow_labels(slow_paste(*taught, boxes), cfg) + (
+            expected[f'image{i}'] = slow_labels(slow_paste(*taught, boxes), cfg) + (
                 slow_paste(u.valid, v.valid, boxes),)
     assert set(terms.labels) == set(expected)
     for branch, parts in expected.items():
@@ -339,7 +357,7 @@ def test_step_without_partners_boxes_mixes_nothing():
     student, teacher = Recorder(1), ema.make_teacher(Recorder(2))
     x, u, v = random_batch(2, 7, 9)
     u = u._replace(box1=torch.zeros_like(u.box1), box2=torch.zeros_like(u.box2))
-    method = DSSN(config())
+    method = build(config())
     method.start_step(1, 9, teacher)
     terms = method(student, teacher, x, u, v)
     outputs = slow_student(copy.deepcopy(student), x, u, v)
@@ -377,7 +395,7 @@ def test_gradient_of_the_total(step, criterion):
     b, height, width = 1, 3, 4
     student, teacher = Scripted(b, height, width), ema.make_teacher(Recorder(2))
     x, u, v = random_batch(b, height, width)
-    method = DSSN(cfg)
+    method = build(cfg)
     method.start_step(2, step, teacher)
     method.total(method(student, teacher, x, u, v).losses).backward()
 
@@ -398,7 +416,7 @@ def test_gradient_of_the_total(step, criterion):
 
 def test_contrast_pulls_both_views():
     student, teacher = Scripted(1, 4, 5), ema.make_teacher(Recorder(2))
-    method = DSSN(config())
+    method = build(config())
     method.start_step(2, 9, teacher)
     losses = method(student, teacher, *random_batch(1, 4, 5)).losses
     (losses['contrast_image'] + losses['contrast_feature']).backward()
@@ -411,11 +429,11 @@ def test_no_gradient_reaches_the_teacher():
     # Although its parameters would take one.
     student, teacher = Recorder(1), Recorder(2)
     for epoch in (0, 1):
-        method = DSSN(config())
+        method = build(config())
         method.start_step(epoch, 9, teacher)
         terms = method(student, teacher, *random_batch(2, 7, 9))
         method.total(terms.losses).backward()
-        assert not any(value.requires_grad for value in terms.shares.values())
+        assert not any(value.requires_grad for value in terms.fractions.values())
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert all(parameter.grad is not None for parameter in student.parameters())
 
@@ -426,7 +444,7 @@ def test_total_vector():
     facts = VECTORS['total']
     terms = {name: torch.tensor(value, dtype=torch.float64)
              for name, value in facts['terms'].items()}
-    method = DSSN(config())
+    method = build(config())
     assert method.total(terms).item() == pytest.approx(facts['after'], abs=1e-12)
     warm = {name: value for name, value in terms.items() if not name.startswith('image')}
     assert method.total(warm).item() == pytest.approx(facts['warm_up'], abs=1e-12)
@@ -438,7 +456,7 @@ def test_total_vector():
 def test_weight_of_each_term(name, weight):
     terms = {key: torch.tensor(float(key == name), dtype=torch.float64)
              for key in VECTORS['total']['terms']}
-    assert DSSN(config()).total(terms).item() == pytest.approx(weight, abs=1e-15)
+    assert build(config()).total(terms).item() == pytest.approx(weight, abs=1e-15)
 
 
 @pytest.mark.parametrize('epochs, epoch, step, warm_up', [
@@ -458,7 +476,7 @@ def test_keep_rate_default_is_the_papers():
 def test_first_step_leaves_a_copy_of_the_student():
     # The teacher's own statistics may have moved: the copy is the student's, buffers included.
     student, teacher = network(1), ema.make_teacher(network(2))
-    method = DSSN(config())
+    method = build(config())
     method.start_step(0, 0, teacher)
     method(student, teacher, *random_batch(1, 33, 33))
     ema.update(teacher, student, method.keep_rate)
@@ -469,7 +487,7 @@ def test_first_step_leaves_a_copy_of_the_student():
 @pytest.mark.parametrize('teacher_bn, modes', [
     ('batch_first_epoch', [True, True, False, False]), ('running', [False] * 4)])
 def test_mode_of_the_teachers_batch_norm(teacher_bn, modes):
-    method, teacher = DSSN(config(teacher_bn=teacher_bn)), network(1)
+    method, teacher = build(config(teacher_bn=teacher_bn)), network(1)
     for was in (True, False):  # whatever an evaluation or a resumed run left
         for (epoch, step), mode in zip([(0, 0), (0, 9), (1, 10), (7, 70)], modes):
             teacher.train(was)
@@ -481,7 +499,7 @@ def test_mode_of_the_teachers_batch_norm(teacher_bn, modes):
 
 def finite(student, losses):
     assert all(bool(torch.isfinite(value)) for value in losses.values())
-    DSSN(config()).total(losses).backward()
+    build(config()).total(losses).backward()
     assert all(bool(torch.isfinite(p.grad).all()) for p in student.parameters()
                if p.grad is not None)
 
@@ -490,7 +508,7 @@ def finite(student, losses):
 def test_step_without_a_labeled_pixel(criterion):
     student, teacher = network(1), ema.make_teacher(network(1))
     x, u, v = random_batch(1, 33, 33)
-    method = DSSN(config(criterion=criterion))
+    method = build(config(criterion=criterion))
     method.start_step(0, 9, teacher)
     terms = method(student, teacher, x._replace(label=torch.full_like(x.label, 255)), u, v)
     assert terms.losses['supervised'].item() == 0
@@ -504,12 +522,12 @@ def test_step_that_selects_nothing(changes, all_padding):
     x, u, v = random_batch(1, 33, 33)
     if all_padding:
         u, v = [part._replace(valid=torch.zeros_like(part.valid)) for part in (u, v)]
-    method = DSSN(config(**changes))
+    method = build(config(**changes))
     method.start_step(1, 9, teacher)
     terms = method(student, teacher, x, u, v)
     for name in ('image1', 'image2', 'feature1', 'feature2'):
         assert terms.losses[name].item() == 0
-    assert all(value.item() == 0 for name, value in terms.shares.items() if name != 'agreement')
+    assert all(value.item() == 0 for name, value in terms.fractions.items() if name != 'agreement')
     assert not any((labels.selected & labels.valid).any() for labels in terms.labels.values())
     # The contrast needs neither labels nor validity.
     assert terms.losses['contrast_image'].item() > 0 < terms.losses['contrast_feature'].item()
@@ -525,21 +543,21 @@ def test_supervised_is_the_labeled_loss_alone(criterion):
     method = Supervised(cfg)
     method.start_step(0, 0, None)
     terms = method(student, None, x, None, None)
-    expected = slow_labeled_loss(Recorder(1)(x.weak), x.label, cfg)
+    expected = slow_labeled_loss(Recorder(1)(x.image), x.label, cfg)
     close(terms.losses, {'supervised': expected})
     assert method.total(terms.losses).item() == pytest.approx(expected, rel=1e-9)
-    assert len(student.calls) == 1 and torch.equal(student.calls[0][0], x.weak)
+    assert len(student.calls) == 1 and torch.equal(student.calls[0][0], x.image)
     assert not Supervised.uses_unlabeled and not Supervised.uses_teacher
     assert terms[1:] == ({}, {}, {})
     method.start_step(0, 1, None, True)
     found = method(student, None, x, None, None).predictions
     assert list(found) == ['labeled']
-    assert torch.equal(found['labeled'], Recorder(1)(x.weak).argmax(1))
+    assert torch.equal(found['labeled'], Recorder(1)(x.image).argmax(1))
 
 
 # ---- the folder of methods
 
-METHOD = '''
+METHOD = """
 from dssn.methods import Terms
 from dssn.methods.dssn import DSSN, DSSNConfig
 
@@ -549,7 +567,7 @@ class Doubled(DSSN):
 
     def total(self, losses):
         return 2 * super().total(losses)
-'''
+"""
 
 
 def test_methods_of_the_folder():
@@ -580,8 +598,8 @@ def test_unknown_method_is_an_error_that_suggests(name, suggestion):
     with pytest.raises(UserError) as error:
         methods.find(name, 'configs/mine.yaml')
     text = str(error.value)
-    assert text.startswith('configs/mine.yaml: ') and "'%s'" % name in text
-    assert "did you mean '%s'?" % suggestion in text
+    assert text.startswith('configs/mine.yaml: ') and f"'{name}'" in text
+    assert f"did you mean '{suggestion}'?" in text
     for known in methods.all_methods():
         assert known in text
     assert '\n' not in text

@@ -1,18 +1,18 @@
-"""CutMix against loops over pixels."""
+"""CutMix, compared with loops over pixels."""
 import pytest
 import torch
 
 from dssn.mixing import box_mask, paste
 
-# top, left, height, width: none, inside, at the far corner, everything, one pixel, one row.
+# top, left, height, width of: no box, a box inside, at a corner, everything, one pixel, one row.
 BOXES = [(0, 0, 0, 0), (1, 2, 3, 4), (3, 5, 2, 2), (0, 0, 5, 7), (4, 6, 1, 1), (2, 0, 1, 7)]
 
 
 def slow_mask(boxes, height, width):
     inside = torch.zeros(len(boxes), height, width, dtype=torch.bool)
-    for b, (top, left, tall, wide) in enumerate(boxes):
-        for i in range(top, top + tall):
-            for j in range(left, left + wide):
+    for b, (top, left, box_height, box_width) in enumerate(boxes):
+        for i in range(top, top + box_height):
+            for j in range(left, left + box_width):
                 inside[b, i, j] = True
     return inside
 
@@ -24,7 +24,7 @@ def test_box_mask_is_true_inside_the_box():
     assert inside.flatten(1).sum(1).tolist() == [0, 12, 4, 35, 1, 7]
 
 
-def test_box_mask_takes_a_tensors_own_size():
+def test_box_mask_takes_a_torch_size():
     assert box_mask(torch.tensor(BOXES[:2]), torch.zeros(2, 5, 7).shape[1:]).shape == (2, 5, 7)
 
 
@@ -37,8 +37,8 @@ def test_paste_takes_the_source_inside_and_the_destination_outside(channels, dty
                 else (100 * torch.randn(shape)).to(dtype) for _ in range(2))
     before = dst.clone(), src.clone()
     expected = dst.clone()
-    for b, (top, left, tall, wide) in enumerate(BOXES):
-        area = (b, ..., slice(top, top + tall), slice(left, left + wide))
+    for b, (top, left, height, width) in enumerate(BOXES):
+        area = (b, ..., slice(top, top + height), slice(left, left + width))
         expected[area] = src[area]
     pasted = paste(dst, src, slow_mask(BOXES, 5, 7))
     assert pasted.dtype == dtype and torch.equal(pasted, expected)
@@ -46,7 +46,7 @@ def test_paste_takes_the_source_inside_and_the_destination_outside(channels, dty
 
 
 def test_paste_into_as_many_images_as_channels():
-    # The mask's first axis is the image, also where it could be mistaken for the channels.
+    # The first axis of the mask is the image, even if there are as many channels as images.
     dst, src = torch.zeros(3, 3, 5, 7), torch.ones(3, 3, 5, 7)
     pasted = paste(dst, src, slow_mask(BOXES[:3], 5, 7))
     assert pasted.flatten(1).sum(1).tolist() == [0, 36, 12]

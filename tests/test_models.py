@@ -12,10 +12,10 @@ import torch.nn.functional as F
 import torchvision
 
 from dssn.errors import UserError
-from dssn.models import BACKBONES, DeepLabV3Plus, build_model, deeplabv3plus
+from dssn.models import BACKBONES, build_model, deeplabv3plus
 from dssn.models.deeplabv3plus import ImagePooling
+from dssn.models.pretrained import load_backbone_weights, pretrained_file
 from dssn.models.resnet import resnet18, resnet50
-from dssn.models.weights import load_backbone_weights, pretrained_file
 
 NAMES = os.path.join(os.path.dirname(__file__), 'data', 'state_dict_names.json')
 
@@ -30,14 +30,14 @@ def config(**changes):
 
 
 def small(**changes):
-    """A narrow ResNet-18 DeepLabV3+ for everything that does not need the real widths."""
+    """A narrow ResNet-18 DeepLabV3+ for tests that do not need the real widths."""
     torch.manual_seed(0)
     return build_model(config(**dict(dict(nclass=5, base_channels=8, decoder_channels=16),
                                      **changes)))
 
 
 def stir_batch_norms(model):
-    """Statistics and affine parameters off their initial 0 and 1, so that each of them counts."""
+    """Set statistics and affine parameters to random values, so that each has an effect."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.2)
@@ -123,7 +123,7 @@ def test_backbones_are_listed():
 @pytest.mark.parametrize('changes', [
     dict(base_channels=32), dict(stem='plain'),
     dict(replace_stride_with_dilation=[False, True, True])])
-def test_xception_refuses_keys_it_cannot_follow(changes):
+def test_xception_refuses_other_forms(changes):
     with pytest.raises(UserError, match=list(changes)[0] + '.*xception'):
         build_model(config(backbone='xception', **changes))
 
@@ -205,7 +205,7 @@ def test_plain_resnet_equals_torchvisions(ours, theirs, replace):
 
 
 def reference_batch_norm(state, name, x):
-    mean, var, weight, bias = (state['%s.%s' % (name, part)].view(1, -1, 1, 1) for part in
+    mean, var, weight, bias = (state[f'{name}.{part}'].view(1, -1, 1, 1) for part in
                                ('running_mean', 'running_var', 'weight', 'bias'))
     return (x - mean) / torch.sqrt(var + 1e-5) * weight + bias
 
@@ -255,8 +255,9 @@ def reference_xception(state, x):
     x = F.conv2d(x, state['conv2.weight'], padding=1)
     x = reference_batch_norm(state, 'bn2', x).clamp(min=0)
     for index in range(1, 21):
-        x, inner = reference_block(state, 'block%d' % index, x, 2 if index <= 3 else 1)
-        c1 = inner if index == 2 else (None if index < 2 else c1)
+        x, inner = reference_block(state, f'block{index}', x, 2 if index <= 3 else 1)
+        if index == 2:
+            c1 = inner
     for name in ('conv3', 'conv4', 'conv5'):
         x = reference_separable(state, name, x, relu_between=True)
     return c1, x
@@ -295,7 +296,7 @@ def test_xception_shortcuts(published, name, stride):
 
 
 def test_xception_trains():
-    """Backward passes through every block of the real graph (no in-place surprises)."""
+    """Backward passes through every block of the real graph (no error by operations in place)."""
     torch.manual_seed(0)
     model = build_model(config(backbone='xception', nclass=3, decoder_channels=8))
     model(torch.randn(2, 3, 17, 17)).square().mean().backward()
@@ -357,8 +358,8 @@ def test_dropout_of_whole_channels_is_independent_for_every_view(training):
         for view in (view1, view2):
             is_kept = view.flatten(2).abs().sum(2) > 0  # (4, K)
             assert torch.equal(view, clean * 2 * is_kept[:, :, None, None].to(clean))
-            share = is_kept[is_alive].float().mean().item()
-            assert abs(share - 0.5) < 5 * 0.5 / math.sqrt(is_alive.sum().item())
+            fraction = is_kept[is_alive].float().mean().item()
+            assert abs(fraction - 0.5) < 5 * 0.5 / math.sqrt(is_alive.sum().item())
             kept.append(is_kept)
     for i, a in enumerate(kept):
         assert not torch.equal(a[0], a[1])  # images of one view
@@ -398,7 +399,7 @@ def test_as_many_copies_as_views_and_no_more(views):
     model(images, perturb=2, views=views)
     model(images, perturb=2, lean=True, views=views)
     handle.remove()
-    assert seen == [3 * (1 + views), 2, 1 + 2 * views]
+    assert seen == [3 * (1 + views), 1 + 2 * views, 2]
 
 
 def test_gradient_reaches_everything_from_all_three_predictions():
@@ -411,7 +412,7 @@ def test_gradient_reaches_everything_from_all_three_predictions():
 
 @pytest.mark.parametrize('lean', [False, True])
 def test_views_of_the_last_images_alone(lean):
-    """In evaluation mode no image sees another: views are those of the image, whatever is lean."""
+    """In evaluation mode images are independent, so `lean` does not affect the predictions."""
     model = small().eval()
     stir_batch_norms(model)
     images = torch.randn(3, 3, 33, 49)
@@ -421,7 +422,7 @@ def test_views_of_the_last_images_alone(lean):
         assert (clean - plain).abs().max() < 1e-5 * max(1, plain.abs().max().item())
         assert fp1.shape == fp2.shape == (2, 5, 33, 49)
         torch.manual_seed(0)
-        if not lean:  # the labeled image draws its channels too, as in the release
+        if not lean:  # channels of the labeled image are sampled too, as in the release
             torch.manual_seed(1)
             _, fp1, fp2 = model(images, perturb=2)
             torch.manual_seed(1)
@@ -429,7 +430,7 @@ def test_views_of_the_last_images_alone(lean):
             assert torch.equal(fp1, all1[1:]) and torch.equal(fp2, all2[1:])
 
 
-def test_lean_runs_the_decoder_on_less_and_keeps_the_clean_prediction_from_gradient():
+def test_lean_makes_smaller_decoder_batches_and_no_gradient_of_clean_predictions():
     model = small().train()
     images, seen = torch.randn(5, 3, 33, 33), []
     handle = model.head.register_forward_pre_hook(
@@ -437,8 +438,8 @@ def test_lean_runs_the_decoder_on_less_and_keeps_the_clean_prediction_from_gradi
     model(images, perturb=2)
     clean, fp1, fp2 = model(images, perturb=2, lean=True)
     handle.remove()
-    # The release's 3 x 5; and the clean features of 2, then of 3 with two copies of 2 each.
-    assert seen == [(15, True), (2, False), (7, True)]
+    # The release's 3 x 5; and the clean features of 3 with two copies of 2 each, then those of 2.
+    assert seen == [(15, True), (7, True), (2, False)]
     weight = model.classifier.weight
 
     def gradient(loss):
@@ -458,6 +459,27 @@ def test_batch_of_one_trains(perturb):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
     # With the views there are three values per channel and statistics as usual.
     assert model.head.b4.gap[2].num_batches_tracked.item() == perturb
+
+
+@pytest.mark.parametrize('size', [(1, 1), (2, 3), (5, 4)])
+def test_pooling_is_the_interpolation_of_one_value(size):
+    """The same numbers and gradients as enlarging the pooled map by bilinear interpolation."""
+    torch.manual_seed(0)
+    pooling = ImagePooling(6, 4).double().eval()
+    stir_batch_norms(pooling)
+    found, gradients = [], []
+    for enlarge in (pooling, lambda x: F.interpolate(
+            pooling.gap(x), size=x.shape[2:], mode='bilinear', align_corners=True)):
+        torch.manual_seed(1)
+        x = torch.randn(2, 6, *size).double().requires_grad_()
+        out = enlarge(x)
+        weights = torch.randn(out.shape).double()
+        found.append(out.detach())
+        gradients.append(torch.autograd.grad(
+            (out * weights).sum(), [x] + list(pooling.parameters())))
+    assert torch.equal(*found)
+    for one, two in zip(*gradients):
+        assert (one - two).abs().max() <= 1e-12 * (1 + two.abs().max())
 
 
 @pytest.mark.parametrize('convert', [False, True])
@@ -586,7 +608,7 @@ def test_weights_of_another_depth_are_refused(tmp_path):
 @pytest.mark.parametrize('stem, other', [('deep', 'plain'), ('plain', 'deep')])
 def test_the_other_stem_is_named(tmp_path, stem, other):
     tensors = other_tensors(small(stem=other))
-    refused(small(stem=stem), saved(tmp_path, tensors), 'set `stem: %s`' % other, stem=stem)
+    refused(small(stem=stem), saved(tmp_path, tensors), f'set `stem: {other}`', stem=stem)
 
 
 def test_openmmlabs_narrow_stem_is_refused_as_such(tmp_path):
@@ -639,25 +661,18 @@ def test_xception_weights(tmp_path, published):
 
 
 @pytest.mark.parametrize('backbone, stem, words', [
-    ('resnet18', 'deep', ['resnet18-f37072fd.pth', '`stem: plain`']),
+    ('resnet18', 'deep', ['resnet18-f37072fd.pth', 'fetch resnet18 --stem plain`',
+                          '`stem: plain`']),
     ('resnet50', 'deep', ['gluon_resnet50_v1s-1762acc0.pth', 'rwightman', 'v0.1', '64/64/128',
-                          'resnet50-0676ba61.pth', '`stem: plain`']),
+                          'fetch resnet50`', 'resnet50-0676ba61.pth',
+                          'fetch resnet50 --stem plain`', '`stem: plain`']),
     ('resnet101', 'deep', ['gluon_resnet101_v1s-60fe0cc1.pth', 'resnet101-63fe2227.pth']),
     ('resnet101', 'plain', ['resnet101-63fe2227.pth']),
     ('xception', 'deep', ['Xception', 'UniMatch'])])
-def test_a_missing_file_says_what_is_expected_and_where_to_get_it(tmp_path, backbone, stem, words):
+def test_a_missing_file_names_its_sources_and_commands(tmp_path, backbone, stem, words):
     path = pretrained_file(backbone, str(tmp_path))
     with pytest.raises(UserError) as error:
         load(None, path, backbone, stem)
-    for word in words + [path, '`pretrained: false`']:
+    for word in words + [path, 'convert FILE', '`pretrained: false`']:
         assert word in str(error.value)
     assert ('gluon' in str(error.value)) == any('gluon' in word for word in words)
-
-
-def test_place_of_pretrained_files():
-    assert pretrained_file('resnet101') == os.path.join('pretrained', 'resnet101.pth')
-
-
-def test_build_model_returns_the_documented_class():
-    model = small()
-    assert isinstance(model, DeepLabV3Plus) and model.training

@@ -7,8 +7,14 @@ import torch
 import torch.nn as nn
 
 from dssn import optim
-from dssn.optim import (build_optimizer, gradient_norm, guarded_step, load_optimizer,
-                        polynomial_lr, set_lr)
+from dssn.optim import (
+    build_optimizer,
+    gradient_norm,
+    guarded_step,
+    load_optimizer,
+    polynomial_lr,
+    set_lr,
+)
 
 with open(os.path.join(os.path.dirname(__file__), 'data', 'vectors.json')) as file:
     VECTORS = json.load(file)
@@ -56,7 +62,7 @@ def test_three_steps_are_plain_sgd_with_momentum():
     optimizer = build_optimizer(model, 0.1, 5.0)
     value = {name: p.detach().clone() for name, p in model.named_parameters()}
     speed = {name: torch.zeros_like(p) for name, p in value.items()}
-    for step in range(3):
+    for _ in range(3):
         for name, parameter in model.named_parameters():
             # Gradients about as small as the decay, so that a lost decay shows.
             parameter.grad = 1e-4 * torch.randn_like(parameter)

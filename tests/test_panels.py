@@ -6,9 +6,20 @@ from PIL import Image
 
 from dssn.batch import Labeled, Unlabeled, normalise
 from dssn.methods import Terms
-from dssn.panels import (CAPTION, EMPTY_COLOUR, LABELED_COLUMNS, PALE, STRIPES, UNLABELED_COLUMNS,
-                         class_tile, labeled_panel, photo_tile, tile_size, unlabeled_panel)
 from dssn.pseudo_labels import PseudoLabels
+from dssn.run.panels import (
+    CAPTION,
+    EMPTY_COLOUR,
+    LABELED_COLUMNS,
+    PALE,
+    STRIPES,
+    UNLABELED_COLUMNS,
+    class_tile,
+    labeled_panel,
+    photo_tile,
+    tile_size,
+    unlabeled_panel,
+)
 
 COLOURS = [(10, 20, 30), (250, 0, 0), (0, 200, 50)]
 SIDE, GAP = 128, 4  # a tile of a 64 pixel crop is twice as large

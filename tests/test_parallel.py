@@ -1,4 +1,4 @@
-"""Work on several processes: order, errors, interruptions."""
+"""Work in several processes: order, errors, interruptions."""
 import os
 import signal
 import subprocess
@@ -11,7 +11,7 @@ from dssn.data.parallel import in_processes
 from dssn.errors import UserError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-INTERRUPTED = '''
+INTERRUPTED = """
 import signal, sys, time
 from dssn.data.parallel import in_processes
 from dssn.errors import exit_status
@@ -24,7 +24,7 @@ if __name__ == '__main__':
     signal.signal(signal.SIGINT, signal.default_int_handler)
     print('started', flush=True)
     sys.exit(exit_status('test', run))
-'''
+"""
 
 
 def double(value):
@@ -45,15 +45,15 @@ def test_results_come_in_order(workers, count):
 
 
 @pytest.mark.parametrize('workers', [1, 2])
-def test_an_error_is_that_of_the_work(workers):
+def test_errors_of_the_work_are_raised(workers):
     with pytest.raises(UserError, match='not 30'):
         list(in_processes(refuse, list(range(1000)), workers))
 
 
 @pytest.mark.parametrize('moment', ['started', 'done'])
-def test_ctrl_c_ends_all_of_it_at_once_and_in_silence(tmp_path, moment):
+def test_ctrl_c_ends_all_processes_without_output(tmp_path, moment):
     (tmp_path / 'program.py').write_text(INTERRUPTED)
-    # A group of its own: a terminal interrupts all processes of one.
+    # In a process group of its own: a terminal interrupts all processes of a group.
     process = subprocess.Popen([sys.executable, str(tmp_path / 'program.py')], cwd=ROOT,
                                env=dict(os.environ, PYTHONPATH=ROOT), stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, universal_newlines=True,
@@ -61,7 +61,7 @@ def test_ctrl_c_ends_all_of_it_at_once_and_in_silence(tmp_path, moment):
     try:
         while process.stdout.readline().strip() != moment:
             assert process.poll() is None
-        time.sleep(0.15 if moment == 'started' else 0)  # the others are starting by then
+        time.sleep(0.15 if moment == 'started' else 0)  # by then the other processes are starting
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=20)
         assert process.returncode == 130 and errors == ''

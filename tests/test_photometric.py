@@ -1,7 +1,7 @@
-"""Photometric operations: draws against the published numbers, pixels against Pillow's own.
+"""Photometric operations: sampling, compared with the published numbers; pixels, with Pillow's.
 
-Draws come from one fixed stream per test, so nothing here is left to chance; the bounds are those
-that a right program passes for nearly every stream.
+Each test has a fixed random stream, so its result does not depend on chance. The bounds hold for
+a correct program with almost every stream.
 """
 import itertools
 import json
@@ -11,21 +11,27 @@ import os
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from test_transforms import (
+    assert_equal_chances,
+    assert_fraction,
+    assert_uniform,
+    photo,
+    pixels,
+    stream,
+)
 from torchvision.transforms import functional as F
 
 from dssn.data import photometric as P
 from dssn.data.photometric import Operation
-from test_transforms import (assert_equal_chances, assert_share, assert_uniform, photo, pixels,
-                             stream)
 
 with open(os.path.join(os.path.dirname(__file__), 'data', 'augmentation_facts.json')) as file:
     FACTS = json.load(file)
 COMMON, POOL = FACTS['common'], FACTS['strong_pool']
-PUBLISHED_POOL = sorted(set(POOL) - {'drawn'})
+PUBLISHED_POOL = sorted(set(POOL) - {'sampled'})
 
 
 class Chosen:
-    """A random generator whose `random()` returns chosen numbers and which draws nothing else."""
+    """A random generator that has only `random()`, which returns chosen numbers."""
 
     def __init__(self, *numbers):
         self.numbers = list(numbers)
@@ -34,30 +40,30 @@ class Chosen:
         return self.numbers.pop(0)
 
 
-# Draws.
+# Sampling.
 
 JITTER = ('brightness', 'contrast', 'color', 'hue')
 
 
-def test_jitter_draws_all_four_strengths_and_all_orders_evenly():
+def test_jitter_has_all_four_strengths_and_all_orders_evenly():
     rng, n = stream(), 4800
-    drawn = [P.color_jitter(rng) for _ in range(n)]
-    orders = [' '.join(name for name, _ in operations) for operations in drawn]
+    sampled = [P.color_jitter(rng) for _ in range(n)]
+    orders = [' '.join(name for name, _ in operations) for operations in sampled]
     assert set(orders) == {' '.join(order) for order in itertools.permutations(JITTER)}
     assert_equal_chances(orders, set(orders))
     for name, published in zip(JITTER[:3], ('brightness', 'contrast', 'saturation')):
-        assert_uniform([dict(operations)[name] for operations in drawn],
+        assert_uniform([dict(operations)[name] for operations in sampled],
                        *COMMON['jitter_' + published])
-    # Hue comes in whole steps of the 8-bit circle, truncated: 0 is twice as wide as the others.
-    shifts = np.array([dict(operations)['hue'] for operations in drawn])
+    # Hue shifts are truncated to whole 8-bit steps, so 0 is twice as likely as the others.
+    shifts = np.array([dict(operations)['hue'] for operations in sampled])
     low, high = (int(255 * end) for end in COMMON['jitter_hue'])
     assert (low, high) == (-63, 63)
     assert shifts.min() == low and shifts.max() == high
     assert_equal_chances(shifts[(shifts != 0) & (abs(shifts) < 63)],
                          [s for s in range(-62, 63) if s != 0])
-    assert_share((shifts == 0).sum(), n, 2 / 127.5)
-    # The strengths have nothing to do with each other.
-    strengths = np.array([[dict(operations)[name] for name in JITTER] for operations in drawn])
+    assert_fraction((shifts == 0).sum(), n, 2 / 127.5)
+    # The strengths are not correlated.
+    strengths = np.array([[dict(operations)[name] for name in JITTER] for operations in sampled])
     assert np.abs(np.corrcoef(strengths.T) - np.eye(4)).max() < 0.08
 
 
@@ -65,29 +71,29 @@ def test_grayscale_has_no_strength():
     assert P.grayscale(stream()) == [Operation('grayscale')]
 
 
-def test_blur_draws_a_uniform_sigma():
+def test_blur_has_a_uniform_sigma():
     rng = stream()
-    drawn = [P.blur(rng) for _ in range(3000)]
-    assert {len(operations) for operations in drawn} == {1}
-    assert {operation.name for operation, in drawn} == {'blur'}
-    assert_uniform([operation.strength for operation, in drawn], *COMMON['blur_sigma'])
+    sampled = [P.blur(rng) for _ in range(3000)]
+    assert {len(operations) for operations in sampled} == {1}
+    assert {operation.name for operation, in sampled} == {'blur'}
+    assert_uniform([operation.strength for operation, in sampled], *COMMON['blur_sigma'])
 
 
 @pytest.mark.parametrize('probability', [0.0, 0.2, 0.8, 1.0])
 def test_sometimes(probability):
     rng, calls = stream(), []
 
-    def draw(given_rng):
+    def sample(given_rng):
         assert given_rng is rng
         calls.append(1)
-        return ['drawn']
-    results = [P.sometimes(draw, probability, rng) for _ in range(3000)]
-    assert results.count(['drawn']) == len(calls)
-    assert all(result in (['drawn'], []) for result in results)
+        return ['operation']
+    results = [P.sometimes(sample, probability, rng) for _ in range(3000)]
+    assert results.count(['operation']) == len(calls)
+    assert all(result in (['operation'], []) for result in results)
     if probability in (0.0, 1.0):
         assert len(calls) == 3000 * probability
     else:
-        assert_share(len(calls), 3000, probability)
+        assert_fraction(len(calls), 3000, probability)
 
 
 def test_the_pool_has_the_eleven_published_operations():
@@ -143,35 +149,35 @@ def test_pool_hue_shifts_fill_half_the_circle_either_way():
     assert_equal_chances(shifts[(shifts != 0) & (abs(shifts) < high)],
                          [s for s in range(low + 1, high) if s != 0])
     # |shift| is the whole part of 127.5 u: 127 has half a step, 0 one step for both signs.
-    assert_share((abs(shifts) == high).sum(), n, 0.5 / 127.5)
-    assert_share((shifts == 0).sum(), n, 1 / 127.5)
-    assert_share((shifts > 0).sum(), n, 0.5 * 126.5 / 127.5)
+    assert_fraction((abs(shifts) == high).sum(), n, 0.5 / 127.5)
+    assert_fraction((shifts == 0).sum(), n, 1 / 127.5)
+    assert_fraction((shifts > 0).sum(), n, 0.5 * 126.5 / 127.5)
 
 
 @pytest.mark.parametrize('num_aug', [1, 2, 3, 5])
 def test_number_of_pool_operations_is_uniform(num_aug):
     rng = stream()
-    drawn = [P.strong_pool(rng, num_aug) for _ in range(3000)]
+    sampled = [P.strong_pool(rng, num_aug) for _ in range(3000)]
     if num_aug == 1:
-        assert {len(operations) for operations in drawn} == {1}
+        assert {len(operations) for operations in sampled} == {1}
     else:
-        assert_equal_chances([len(operations) for operations in drawn], range(1, num_aug + 1))
+        assert_equal_chances([len(operations) for operations in sampled], range(1, num_aug + 1))
     if num_aug == 3:
         assert COMMON['strong_operations'] == [1, 2, 3]
     fixed = [P.strong_pool(rng, num_aug, False) for _ in range(300)]
     assert {len(operations) for operations in fixed} == {num_aug}
 
 
-def test_pool_operations_are_drawn_with_replacement_and_equal_chances():
+def test_pool_operations_are_sampled_with_replacement_and_equal_chances():
     rng = stream()
-    drawn = [P.strong_pool(rng, 2, False) for _ in range(8000)]
+    sampled = [P.strong_pool(rng, 2, False) for _ in range(8000)]
     names = [name for name, _ in P.STRONG_POOL]
-    # All 121 ordered pairs alike: with replacement, the second independent of the first.
-    assert_equal_chances(['%s %s' % (a.name, b.name) for a, b in drawn],
-                         ['%s %s' % (a, b) for a in names for b in names])
+    # All 121 ordered pairs are equally likely: the second does not depend on the first.
+    assert_equal_chances([f'{a.name} {b.name}' for a, b in sampled],
+                         [f'{a} {b}' for a in names for b in names])
 
 
-def test_each_pool_operation_draws_its_own_strength():
+def test_each_pool_operation_samples_its_own_strength():
     rng, seen = stream(), {}
     for _ in range(2000):
         for name, value in P.strong_pool(rng, 3, False):
@@ -188,13 +194,13 @@ def test_each_pool_operation_draws_its_own_strength():
 # Pixels.
 
 def hue_reference(image, shift):
-    """Every pixel by itself: hue byte moved on a circle of 256, saturation and value kept."""
+    """Add to the hue byte of every pixel, modulo 256. Saturation and value stay."""
     data = image.convert('HSV').tobytes()
     turned = bytes((byte + shift) % 256 if i % 3 == 0 else byte for i, byte in enumerate(data))
     return Image.frombytes('HSV', image.size, turned).convert('RGB')
 
 
-# What each operation is, on the whole RGB image.
+# The definition of each operation, on the whole RGB image.
 REFERENCE = {
     'identity': lambda image, _: image,
     'brightness': F.adjust_brightness,
@@ -225,7 +231,7 @@ def reference(operations, image):
 
 
 def dull(image):
-    """Values from 60 to 187 only, so that autocontrast and equalize have something to stretch."""
+    """Reduce the values to 60..187, so that autocontrast and equalize have an effect."""
     return Image.fromarray((60 + pixels(image) // 2).astype(np.uint8))
 
 
@@ -234,7 +240,7 @@ def test_every_operation_has_a_reference():
     assert set(P.PIXELS) == set(PUBLISHED_POOL) | set(JITTER) | {'grayscale'}
 
 
-@pytest.mark.parametrize('operation', EVERY, ids=lambda o: '%s %s' % o)
+@pytest.mark.parametrize('operation', EVERY, ids=lambda o: '{} {}'.format(*o))
 @pytest.mark.parametrize('size', [(16, 12), (1, 1), (1, 9), (9, 1)])
 def test_pixels_are_pillows(operation, size):
     for image in (photo(*size), dull(photo(*size)), Image.new('RGB', size)):
@@ -245,11 +251,11 @@ def test_pixels_are_pillows(operation, size):
         assert image.tobytes() == before
 
 
-def test_every_operation_changes_a_picture_but_those_that_should_not():
+def test_operations_change_an_image_except_where_they_should_not():
     image = dull(photo(64, 48))
     same = {str(operation) for operation in EVERY
             if P.apply([operation], image).tobytes() == image.tobytes()}
-    # So weak a blur is rounded away; the highest value here is 187.
+    # A blur this weak is lost in rounding. No value reaches 255, so solarize has no effect there.
     assert same == {str(Operation(*what)) for what in [
         ('identity', None), ('brightness', 1.0), ('contrast', 1.0), ('color', 1.0),
         ('blur', 0.1), ('solarize', 255)]}
@@ -283,7 +289,7 @@ def test_hue_shift_turns_red_to_green_and_blue():
 
 @pytest.mark.parametrize('factor', [0.0, 0.003, 0.004, 0.1, 0.2, 0.25])
 def test_hue_shift_is_torchvisions(factor):
-    # Positive factors only: torchvision's cast of a negative one depends on NumPy's release.
+    # Only positive factors: how torchvision casts a negative one depends on NumPy's release.
     image = photo()
     expected = F.adjust_hue(image, factor)
     assert P.shift_hue(image, int(factor * 255)).tobytes() == expected.tobytes()
@@ -297,14 +303,14 @@ def test_grayscale_is_luma_in_three_equal_channels():
     assert (pixels(gray) == pixels(gray)[..., :1]).all()
 
 
-@pytest.mark.parametrize('operation', EVERY, ids=lambda o: '%s %s' % o)
+@pytest.mark.parametrize('operation', EVERY, ids=lambda o: '{} {}'.format(*o))
 def test_operations_on_gray_are_those_on_three_equal_channels(operation):
     for image in (photo(21, 14), dull(photo(21, 14))):
         operations = [Operation('grayscale'), operation]
         assert P.apply(operations, image).tobytes() == reference(operations, image).tobytes()
 
 
-def test_operations_are_done_in_their_order():
+def test_operations_are_applied_in_their_order():
     rng, image = stream(), photo(23, 17)
     for _ in range(200):
         operations = P.color_jitter(rng) + P.sometimes(P.grayscale, 0.3, rng) \
@@ -314,13 +320,13 @@ def test_operations_are_done_in_their_order():
 
 # A part of the result.
 
-def cut(image, box):
+def crop(image, box):
     top, left, height, width = box
     return pixels(image)[top:top + height, left:left + width]
 
 
 def random_box(size, rng):
-    """A box in an image of (width, height) `size`: any, one pixel, or one that touches a border."""
+    """A box in an image of (width, height) `size`: any box, one pixel, or one at a border."""
     left, top = (int(rng.integers(0, side)) for side in size)
     width = int(rng.integers(1, size[0] - left + 1))
     height = int(rng.integers(1, size[1] - top + 1))
@@ -329,41 +335,41 @@ def random_box(size, rng):
             (top, left, size[1] - top, size[0] - left)][kind]
 
 
-@pytest.mark.parametrize('operation', EVERY, ids=lambda o: '%s %s' % o)
-def test_a_box_of_the_result_is_the_whole_result_cut(operation):
+@pytest.mark.parametrize('operation', EVERY, ids=lambda o: '{} {}'.format(*o))
+def test_a_box_is_the_whole_result_cropped(operation):
     rng, size = stream(), (61, 47)
     for image in (photo(*size), dull(photo(*size))):
         for _ in range(12):
             box = random_box(size, rng)
             result = P.apply([operation], image, box)
             assert result.mode == 'RGB' and result.size == (box[3], box[2])
-            np.testing.assert_array_equal(pixels(result), cut(P.apply([operation], image), box))
+            np.testing.assert_array_equal(pixels(result), crop(P.apply([operation], image), box))
 
 
 @pytest.mark.parametrize('sigma', [0.1, 0.5, 1.0, 1.6, 1.999, 2.0])
-def test_a_box_of_a_blurred_point_does_not_miss_it_nearby(sigma):
-    # Black but for one white pixel: whatever a margin cuts off of it would be missing.
+def test_a_box_near_a_blurred_point_is_exact(sigma):
+    # Black except for one white pixel. A margin that is too small would lose a part of its blur.
     image = Image.new('RGB', (40, 1))
     image.putpixel((20, 0), (255, 255, 255))
     whole = P.apply([Operation('blur', sigma)], image)
     for left, width in itertools.product(range(40), (1, 2, 5)):
         box = (0, left, 1, min(width, 40 - left))
         np.testing.assert_array_equal(pixels(P.apply([Operation('blur', sigma)], image, box)),
-                                      cut(whole, box))
+                                      crop(whole, box))
 
 
 @pytest.mark.parametrize('num_aug', [0, 3])
-def test_a_box_of_a_chain_is_the_whole_chain_cut(num_aug):
+def test_a_box_of_several_operations_is_the_whole_result_cropped(num_aug):
     rng, size = stream(num_aug), (57, 44)
     for number in range(250):
         operations = P.sometimes(P.color_jitter, 0.8, rng) + P.sometimes(P.grayscale, 0.2, rng) \
             + P.sometimes(P.blur, 0.7, rng) + (P.strong_pool(rng, num_aug) if num_aug else [])
         image, box = photo(*size, number=number % 5), random_box(size, rng)
         np.testing.assert_array_equal(pixels(P.apply(operations, image, box)),
-                                      cut(reference(operations, image), box), str(operations))
+                                      crop(reference(operations, image), box), str(operations))
 
 
-def test_what_lies_far_from_the_box_is_not_worked_on(monkeypatch):
+def test_only_pixels_near_the_box_are_computed(monkeypatch):
     sizes = []
     for name, (function, reach) in list(P.PIXELS.items()):
         def recorded(image, value, function=function):
@@ -373,7 +379,7 @@ def test_what_lies_far_from_the_box_is_not_worked_on(monkeypatch):
     image, box = photo(100, 80), (30, 40, 10, 20)
     P.apply([Operation('hue', 9), Operation('blur', 1.0), Operation('sharpness', 0.5)], image, box)
     assert sizes == [(20 + 14, 10 + 14)] * 3
-    # Contrast and the like look at the whole, so what comes before them is done on the whole.
+    # Contrast depends on the whole image, so the operations before it need the whole image.
     del sizes[:]
     P.apply([Operation('hue', 9), Operation('contrast', 0.6), Operation('hue', 9)], image, box)
     assert sizes == [(100, 80), (100, 80), (20, 10)]

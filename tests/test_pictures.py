@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from dssn import pictures
 from dssn.data.lists import Sample, read_list
 from dssn.distributed import World
 from dssn.errors import UserError
-from dssn.evaluation import evaluate
-from dssn.pictures import PictureWriter, file_stem, gather, index_picture, side_by_side
+from dssn.inference import pictures
+from dssn.inference.evaluation import evaluate
+from dssn.inference.pictures import PictureWriter, file_stem, gather, index_picture, side_by_side
 
 COLOURS = [(1, 2, 3), (40, 50, 60), (7, 8, 9)]
 WHITE = (255, 255, 255)
@@ -61,7 +61,7 @@ def test_an_error_picture_pixel_by_pixel():
     assert len({tuple(pixel) for pixel in shown.reshape(-1, 3).tolist()}) == 3
 
 
-def test_side_by_side_of_unlike_modes():
+def test_side_by_side_of_different_modes():
     image = Image.fromarray(random_image().permute(1, 2, 0).numpy())
     row = side_by_side([image, index_picture(np.full((5, 2), 2), COLOURS)], gap=3)
     got = np.asarray(row)
@@ -92,7 +92,7 @@ def test_file_stems_are_not_too_long_for_a_file_system():
 # ---- the pictures of an evaluation
 
 class Second(torch.nn.Module):
-    """Says class 1 in the upper half and class 0 in the lower."""
+    """Predicts class 1 in the upper half and class 0 in the lower."""
 
     def forward(self, x):
         logits = torch.zeros(len(x), 3, *x.shape[2:])
@@ -122,7 +122,7 @@ def test_an_evaluation_writes_pictures_of_every_image(tiny_world, tmp_path):
     def change(i, mask):
         mask[:6, :8] = 255
     cfg, samples, _ = written(tiny_world(n_val=2), folder, change)
-    stems = ['{:05d}_{}'.format(i, os.path.splitext(os.path.basename(sample.image))[0])
+    stems = [f'{i:05d}_{os.path.splitext(os.path.basename(sample.image))[0]}'
              for i, sample in enumerate(samples)]
     endings = {'panel': '.png', 'prediction': '.png', 'error': '.png', 'overlay': '.jpg',
                'thumbnail': '.jpg'}
@@ -141,9 +141,9 @@ def test_an_evaluation_writes_pictures_of_every_image(tiny_world, tmp_path):
         panel = np.array(Image.open(str(folder / 'panel' / stem) + '.png'))
         assert panel.shape == (height, 3 * width + 8, 3)
         assert np.array_equal(panel[:, :width], image)
-        truth = panel[:, width + 4:2 * width + 4]
-        assert (truth[:6, :8] == 255).all()
-        assert len(np.unique(truth.reshape(-1, 3), axis=0)) == len(np.unique(mask))
+        shown = panel[:, width + 4:2 * width + 4]
+        assert (shown[:6, :8] == 255).all()
+        assert len(np.unique(shown.reshape(-1, 3), axis=0)) == len(np.unique(mask))
         assert len(np.unique(panel[:, -width:].reshape(-1, 3), axis=0)) == 2
         with Image.open(str(folder / 'overlay' / stem) + '.jpg') as overlay:
             assert (overlay.size, overlay.mode) == ((width, height), 'RGB')
@@ -160,13 +160,13 @@ def slow_iou(mask, prediction, nclass):
     return np.mean(values) if values else None
 
 
-def test_the_gallery_knows_each_images_iou(tiny_world, tmp_path):
+def test_the_gallery_has_the_iou_of_each_image(tiny_world, tmp_path):
     def change(i, mask):
         mask[:, :3] = 255
         if i == 1:
             mask[:] = 255
         if i == 2:
-            mask[mask == 2] = 0  # a class in neither truth nor prediction
+            mask[mask == 2] = 0  # a class in neither ground truth nor prediction
     cfg, samples, writer = written(tiny_world(n_val=3), tmp_path, change)
     expected, accuracy = [], []
     for i, sample in enumerate(samples):
@@ -190,7 +190,7 @@ def test_images_of_one_name_in_two_folders_get_two_pictures(tiny_world, tmp_path
     assert sorted(os.listdir(str(tmp_path / 'prediction'))) == ['00000_x.png', '00001_x.png']
 
 
-def test_without_truth_nothing_of_it_is_written(tiny_world, tmp_path):
+def test_without_ground_truth_there_are_no_errors_and_panels(tiny_world, tmp_path):
     writer = PictureWriter(str(tmp_path / 'p'), tiny_world().load(), [Sample('x.jpg', None, '')])
     writer(0, random_image(), None, {'student': torch.ones(5, 4, dtype=torch.uint8)})
     assert writer.finish(World(), 'Title', []) == []
@@ -200,7 +200,7 @@ def test_without_truth_nothing_of_it_is_written(tiny_world, tmp_path):
         '<script>')[0]
 
 
-def test_pictures_of_an_earlier_run_are_said(tiny_world, tmp_path, capsys):
+def test_pictures_of_an_earlier_run_are_reported(tiny_world, tmp_path, capsys):
     cfg = tiny_world().load()
     for names, count in ((['b.jpg'], 0), (['b.jpg'], 0), (['a.jpg', 'b.jpg'], 3)):
         writer = PictureWriter(str(tmp_path), cfg, [Sample(name, None, '') for name in names])
@@ -208,9 +208,9 @@ def test_pictures_of_an_earlier_run_are_said(tiny_world, tmp_path, capsys):
             writer(position, random_image(), None, {'student': torch.zeros(5, 4)})
         (tmp_path / 'prediction' / '.DS_Store').write_text('no picture')
         writer.finish(World(), 'Title', [])
-        said = capsys.readouterr().err
-        assert ('%d pictures of an earlier run' % count in said and 'overlay/00000_b.jpg' in said
-                if count else said == '')
+        printed = capsys.readouterr().err
+        assert (f'{count} pictures of an earlier run' in printed
+                and 'overlay/00000_b.jpg' in printed if count else printed == '')
 
 
 def test_an_overlay_too_large_for_jpeg_is_a_png(tiny_world, tmp_path, monkeypatch):
@@ -261,7 +261,7 @@ def on_ranks(size, task):
 
 @pytest.mark.parametrize('size', [1, 2, 3])
 def test_gather_gives_every_rank_all_items_in_order(size):
-    # Of unlike lengths, one empty, with text beyond ASCII.
+    # Lists of different lengths, one empty, with text beyond ASCII.
     items = [[{'name': 'é写' * rank, 'iou': 1 / 3, 'none': None}] * rank for rank in range(size)]
     got = on_ranks(size, lambda world: gather(items[world.rank], world))
     assert got == [[item for own in items for item in own]] * size
@@ -269,15 +269,15 @@ def test_gather_gives_every_rank_all_items_in_order(size):
 
 def test_rank_0_writes_the_gallery_of_all_ranks(tiny_world, tmp_path):
     cfg = tiny_world().load()
-    samples = [Sample('{}.jpg'.format(i), None, '') for i in range(5)]
+    samples = [Sample(f'{i}.jpg', None, '') for i in range(5)]
 
     def task(world):
         writer = PictureWriter(str(tmp_path), cfg, samples)
         for position in range(world.rank, 5, 2):
             writer(position, random_image(), None, {'student': torch.zeros(5, 4)})
-        return writer.finish(world, 'Title', [], None, ['problem of {}'.format(world.rank)])
+        return writer.finish(world, 'Title', [], None, [f'problem of {world.rank}'])
     assert on_ranks(2, task) == [['problem of 0', 'problem of 1']] * 2
     page = (tmp_path / 'index.html').read_text(encoding='utf-8')
-    assert re.findall('data-name="(.*?)"', page) == ['{}.jpg'.format(i) for i in range(5)]
+    assert re.findall('data-name="(.*?)"', page) == [f'{i}.jpg' for i in range(5)]
     assert 'problem of 0' in page and 'problem of 1' in page
     assert len(os.listdir(str(tmp_path / 'prediction'))) == 5

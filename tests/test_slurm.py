@@ -8,7 +8,6 @@ import time
 
 import pytest
 import yaml
-
 from slurm_cluster import PARTITION, URGENT, CannotStart, Cluster
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -20,7 +19,7 @@ def cluster():
     try:
         cluster = Cluster().__enter__()
     except CannotStart as error:
-        pytest.skip('Slurm: {}'.format(error))
+        pytest.skip(f'Slurm: {error}')
     yield cluster
     cluster.__exit__()
 
@@ -75,7 +74,7 @@ def test_two_processes_train_as_a_batch_job(submit, nodes):
     assert output == ['log: exp/tiny/DSSN/drawn/all/' + checkout.logs()[0], output[1]] + log
     assert output[1].startswith('job: ')
     names = {'1': '127.0.0.1', '2': '127.0.0.[1-2]'}[nodes]
-    assert log[0] == 'slurm: job {} on {}, restart 0'.format(output[1].split()[1], names)
+    assert log[0] == f'slurm: job {output[1].split()[1]} on {names}, restart 0'
     assert sum(line.startswith('labeled list: ') for line in log) == 1  # one process writes
     evaluation, summary = [json.loads(line) for line in checkout.read('metrics.jsonl').splitlines()]
     assert (evaluation['processes'], summary['kind']) == (2, 'summary')
@@ -86,29 +85,32 @@ def test_two_processes_train_as_a_batch_job(submit, nodes):
     ('os._exit(9)', 9, 'task 1: Exited with exit code 9'),
 ])
 def test_a_process_that_fails_ends_the_job_with_its_status(submit, code, expected, words):
-    checkout, process = submit(patch=(1, 'from dssn import errors, update; update.seed_step = lambda *_: ' + code))
+    checkout, process = submit(patch=(
+        1, 'from dssn import errors, update; update.seed_step = lambda *_: ' + code))
     status, output = finish(process)
     assert status == expected, output
+    errors = [line for line in output if line.startswith('train.py: error: ')]
     if words.startswith('train.py: error: '):
-        assert next(line for line in output if line.startswith('train.py: error: ')).startswith(words)
+        assert errors[0].startswith(words)
     else:  # srun says it, before or after the other has lost it
         assert any(words in line for line in output)
-        assert all('lost another process' in line for line in output if line.startswith('train.py: error: '))
+        assert all('lost another process' in line for line in errors)
     assert output[-1].endswith(' FAILED')
     assert not os.path.exists(os.path.join(checkout.run, 'metrics.jsonl'))
 
 
 # In the first run rank 0 waits in front of a step until somebody has stopped it.
 HOLD = (0, 'import time; from dssn import engine; go_on = engine.Run.between_steps; '
-           'hold = lambda run: [open("held", "w").close()] + [time.sleep(0.05) for _ in range(2000) '
-           'if not run.signals.number]; '
-           'engine.Run.between_steps = lambda run: (run.step == 6 and not int(os.environ.get('
-           '"SLURM_RESTART_COUNT", 0)) and hold(run), go_on(run))[1]')
+           'hold = lambda run: [open("held", "w").close()] + [time.sleep(0.05) '
+           'for _ in range(2000) if not run.signals.number]; '
+           'engine.Run.between_steps = lambda run: (run.progress.step == 6 and not '
+           'int(os.environ.get("SLURM_RESTART_COUNT", 0)) and hold(run), go_on(run))[1]')
 
 
 def hold(submit, num_gpu, **environment):
     """(checkout, process, job) of a training that waits in its second epoch."""
-    checkout, process = submit(num_gpu, patch=HOLD, keys=dict(epochs=2, batch_size=2 // num_gpu), **environment)
+    keys = dict(epochs=2, batch_size=2 // num_gpu)
+    checkout, process = submit(num_gpu, patch=HOLD, keys=keys, **environment)
     job = job_of(process)
     wait_for(lambda: os.path.exists(os.path.join(checkout.root, 'held')))
     return checkout, process, job
@@ -127,17 +129,20 @@ def start_again(cluster, job):
 
 
 def continued(checkout, process, stop):
-    """Checks that a job has gone on from the step that it was stopped at; returns the steps saved then."""
+    """Checks that a job has gone on from the step that it was stopped at; returns the steps saved
+    then."""
     status, output = finish(process)
     assert status == 0, output
     log = read(checkout)
-    assert log.index('restart 0') < log.index(stop) < log.index('restart 1') < log.index('resuming ')
+    assert (log.index('restart 0') < log.index(stop) < log.index('restart 1')
+            < log.index('resuming '))
     saved = log[log.index('latest.pth: '):].split()[1]
     records = [json.loads(line) for line in checkout.read('metrics.jsonl').splitlines()]
     assert [(record['kind'], record['epoch']) for record in records] == [
         ('evaluation', 1), ('evaluation', 2), ('summary', 2)]
     # The log is shown to its end (the first lines were read before).
-    assert log.endswith('\n'.join(output) + '\n') and any(line.endswith(', restart 1') for line in output)
+    assert log.endswith('\n'.join(output) + '\n')
+    assert any(line.endswith(', restart 1') for line in output)
     return saved
 
 
@@ -150,32 +155,34 @@ def test_a_job_that_is_requeued_by_hand_continues(cluster, submit):
 
 
 @pytest.mark.parametrize('num_gpu', [1, 2])
-def test_a_job_that_gets_sigusr1_requeues_itself_and_goes_on_from_its_step(cluster, submit, num_gpu):
+def test_a_job_that_gets_sigusr1_requeues_itself_and_goes_on_from_its_step(
+        cluster, submit, num_gpu):
     checkout, process, job = hold(submit, num_gpu)
     cluster.run('scancel', '--signal=USR1', job)
     start_again(cluster, job)
     # Two processes agree one step later.
     assert continued(checkout, process, 'stopped by SIGUSR1 after step') == str(5 + num_gpu)
-    assert 'slurm: the job is requeued, and training goes on' in read(checkout).splitlines()
+    assert 'slurm: the job is requeued, and training will continue' in read(checkout).splitlines()
 
 
 def test_a_job_that_is_preempted_requeues_itself_and_goes_on_from_its_step(cluster, submit):
     checkout, process, job = hold(submit, 2)
-    urgent = cluster.run('sbatch', '--parsable', '--partition=' + URGENT, '--nodes=2', '--exclusive',
-                         '--output=/dev/null', '--wrap=true').strip()
+    urgent = cluster.run('sbatch', '--parsable', '--partition=' + URGENT, '--nodes=2',
+                         '--exclusive', '--output=/dev/null', '--wrap=true').strip()
     wait_for(lambda: 'JobState=PENDING' in cluster.run('scontrol', 'show', 'job', job))
     wait_for(lambda: 'JobState=COMPLETED' in cluster.run('scontrol', 'show', 'job', urgent))
     start_again(cluster, job)
     assert continued(checkout, process, 'stopped by SIGTERM after step') == '7'
-    assert 'slurm: the job is requeued, and training goes on' in read(checkout).splitlines()
+    assert 'slurm: the job is requeued, and training will continue' in read(checkout).splitlines()
 
 
 def test_a_job_whose_time_is_up_requeues_itself_before(cluster, submit):
     started = time.time()
     checkout, process, job = hold(submit, 1)
-    # Between one minute and two are left: Slurm sends the signal when it next looks, every half minute.
+    # Between one minute and two are left: Slurm sends the signal when it next looks, every half
+    # minute.
     minutes = int((time.time() - started) // 60) + 2
-    assert cluster.run('scontrol', 'update', 'jobid=' + job, 'timelimit={}'.format(minutes)) == ''
+    assert cluster.run('scontrol', 'update', 'jobid=' + job, f'timelimit={minutes}') == ''
     start_again(cluster, job)
     assert continued(checkout, process, 'stopped by SIGUSR1 after step') == '6'
 
@@ -185,7 +192,7 @@ def test_a_job_that_gets_sigterm_from_a_person_ends_saved_with_its_status(cluste
     cluster.run('scancel', '--signal=TERM', job)
     status, output = finish(process)
     assert status == 128 + signal.SIGTERM
-    assert output[-1] == 'job: {} FAILED'.format(job)
+    assert output[-1] == f'job: {job} FAILED'
     assert any(line.startswith('stopped by SIGTERM after step 7') for line in output)
 
 
@@ -207,21 +214,20 @@ def test_a_job_that_others_cancel_has_not_succeeded(cluster, submit):
     job = job_of(process)
     cluster.run('scancel', job)
     status, output = finish(process)
-    assert (status, output[-1]) == (1, 'job: {} CANCELLED'.format(job))
+    assert (status, output[-1]) == (1, f'job: {job} CANCELLED')
 
 
 def test_a_refused_job_is_an_error_and_leaves_no_log(submit):
     checkout, process = submit(num_gpu=1, gres='gpu:1')
     status, output = finish(process)
     assert status == 1
-    assert output[0].startswith('log: ') and all(line.startswith('sbatch: error: ') for line in output[1:])
+    assert output[0].startswith('log: ')
+    assert all(line.startswith('sbatch: error: ') for line in output[1:])
     assert checkout.logs() == []
 
 
 def test_an_experiment_as_an_array_job(cluster, tiny_checkout):
     checkout = tiny_checkout(epochs=1)
-    os.symlink(os.path.join(ROOT, 'splits/published.json'),
-               os.path.join(checkout.root, 'splits/published.json'))
     os.mkdir(os.path.join(checkout.root, 'experiments'))
     with open(os.path.join(checkout.root, 'experiments/mine.yaml'), 'w') as file:
         yaml.safe_dump({'config': 'configs/tiny.yaml', 'splits': ['all'], 'seeds': [1],
@@ -229,7 +235,7 @@ def test_an_experiment_as_an_array_job(cluster, tiny_checkout):
     checkout.environment.update(SLURM_CONF=cluster.environment['SLURM_CONF'],
                                 PATH=cluster.environment['PATH'])
     process = subprocess.Popen(
-        [sys.executable, '-m', 'dssn.experiments', 'run', 'experiments/mine.yaml', '--slurm',
+        [sys.executable, '-m', 'dssn', 'experiments', 'run', 'experiments/mine.yaml', '--slurm',
          PARTITION, '--wait'], cwd=checkout.root, env=checkout.environment,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True,
         start_new_session=True)
@@ -237,6 +243,6 @@ def test_an_experiment_as_an_array_job(cluster, tiny_checkout):
     output = process.communicate(timeout=200)[0]
     assert process.returncode == 0, output
     for method in ('supervised', 'DSSN'):
-        folder = 'exp/tiny/{0}/mine-{0}-seed1/all/metrics.jsonl'.format(method)
+        folder = f'exp/tiny/{method}/mine-{method}-seed1/all/metrics.jsonl'
         with open(os.path.join(checkout.root, folder)) as file:
             assert [json.loads(line)['kind'] for line in file] == ['evaluation', 'summary']

@@ -10,13 +10,14 @@ from dssn import ema, precision
 from dssn.batch import Batch
 from dssn.distributed import World
 from dssn.errors import UserError
+from dssn.methods import build
 from dssn.methods.dssn import DSSN
 from dssn.methods.fixmatch import FixMatch
 from dssn.methods.supervised import Supervised
 from dssn.methods.unimatch import UniMatch
 from dssn.models import build_model, deeplabv3plus, recompute
 from dssn.optim import build_optimizer
-from dssn.update import Update
+from dssn.update import Update, split
 
 needs = pytest.mark.skipif
 OLD = not hasattr(torch, 'autocast')
@@ -39,6 +40,13 @@ def random_batches(count, b=1, size=(33, 33)):
     return Batch(*joined)
 
 
+def unequal_batches(labeled, unlabeled):
+    """The same with these numbers of images of each kind."""
+    x, u, v = random_batches(max(labeled, unlabeled))
+    return Batch(*[type(part)(*[tensor[:count] for tensor in part])
+                   for part, count in ((x, labeled), (u, unlabeled), (v, unlabeled))])
+
+
 # ---- parts of a batch
 
 @pytest.fixture
@@ -59,56 +67,39 @@ def gradients_of(parts, batch, method, warm=False, **changes):
     return terms, {name: p.grad for name, p in student.named_parameters()}
 
 
-@pytest.mark.parametrize('parts', [2, 4])
+@pytest.mark.parametrize('parts, labeled', [(2, 4), (4, 4), (2, 6)])
 @pytest.mark.parametrize('method, changes', [
     (DSSN, {}), (DSSN, {'warm': True}), (DSSN, {'selection': 'fixed', 'conf_thresh': 0.7}),
     (DSSN, {'lean': True}), (DSSN, {'image_views': 0}), (DSSN, {'feature_views': 0}),
     (DSSN, {'image_views': 1, 'feature_views': 1, 'feature_labels': 'teacher'}),
     (FixMatch, {'conf_thresh': 0.7}), (UniMatch, {'conf_thresh': 0.7}), (Supervised, {})], ids=str)
-def test_parts_of_a_batch_are_worth_the_whole(without_dropout, parts, method, changes):
-    batch = random_batches(4)
-    batch.x.label[2] = 255       # nothing labeled
-    batch.u.valid[1] = False     # nothing but padding
-    whole, expected = gradients_of(1, batch, method, **changes)
+def test_a_part_counts_as_much_as_any_other(without_dropout, parts, labeled, method, changes):
+    """As with so many processes: the mean of the parts' own steps, however much each has
+    labeled."""
+    batch = unequal_batches(labeled, 4)
+    batch.labeled.label[2] = 255       # nothing labeled
+    batch.unlabeled.valid[1] = False     # nothing but padding
     terms, found = gradients_of(parts, batch, method, **changes)
-    assert any(bool(gradient.any()) for gradient in expected.values())
-    for name, gradient in expected.items():
-        assert (found[name] - gradient).abs().max() <= 1e-10 * (1 + gradient.abs().max()), name
-    for kind in ('losses', 'shares'):
-        assert set(getattr(terms, kind)) == set(getattr(whole, kind))
-        for name, value in getattr(whole, kind).items():
-            assert getattr(terms, kind)[name].item() == pytest.approx(value.item(), abs=1e-6), name
-            assert not getattr(terms, kind)[name].requires_grad
-    for branch, known in whole.labels.items():
-        assert all(torch.equal(*pair) for pair in zip(terms.labels[branch], known))
-    for view, known in whole.predictions.items():
-        assert torch.equal(terms.predictions[view], known)
-
-
-def test_a_part_that_weighs_more_counts_more(without_dropout):
-    """Not the mean of the parts' losses: what has four times the pixels weighs four times."""
-    batch = random_batches(4)
-    batch.x.label[1:] = 255
-    whole, _ = gradients_of(1, batch, Supervised)
-    terms, _ = gradients_of(4, batch, Supervised)
-    first, _ = gradients_of(1, Batch(type(batch.x)(*[t[:1] for t in batch.x]), None, None),
-                            Supervised)
-    assert terms.losses['supervised'].item() == pytest.approx(first.losses['supervised'].item())
-    assert whole.losses['supervised'].item() == pytest.approx(first.losses['supervised'].item())
-
-
-def test_ohem_keeps_its_share_in_every_part(without_dropout):
-    criterion = {'name': 'OHEM', 'kwargs': dict(OHEM['kwargs'], min_kept=12, thresh=0.0)}
-    batch = random_batches(2)
-    terms, _ = gradients_of(2, batch, Supervised, criterion=criterion)
-    expected, counts = 0, [(label != 255).sum().item() for label in batch.x.label]
-    for i in range(2):
-        logits = network(1).eval()(batch.x.weak[i:i + 1])
-        loss = nn.functional.cross_entropy(logits, batch.x.label[i:i + 1], ignore_index=255,
-                                           reduction='none').flatten()
-        hardest = loss.sort(descending=True).values[:6]  # 12 / 2: the least probable
-        expected += hardest.mean().item() * counts[i] / sum(counts)
-    assert terms.losses['supervised'].item() == pytest.approx(expected)
+    rows = split(batch, parts)
+    assert [(len(part.labeled.image), len(part.unlabeled.weak)) for part in rows] == \
+        parts * [(labeled // parts, 4 // parts)]
+    own = [gradients_of(1, part, method, **changes) for part in rows]
+    assert any(bool(gradient.any()) for gradient in found.values())
+    for name, gradient in found.items():
+        expected = sum(gradients[name] for _, gradients in own) / parts
+        assert (gradient - expected).abs().max() <= 1e-10 * (1 + expected.abs().max()), name
+    for kind in ('losses', 'fractions'):
+        values = [getattr(part, kind) for part, _ in own]
+        assert set(getattr(terms, kind)) == set(values[0])
+        for name, value in getattr(terms, kind).items():
+            mean = sum(part[name].item() for part in values) / parts
+            assert value.item() == pytest.approx(mean, abs=1e-6), name
+            assert not value.requires_grad
+    for branch, known in terms.labels.items():
+        rows = zip(known, zip(*[part.labels[branch] for part, _ in own]))
+        assert all(torch.equal(joined, torch.cat(separate)) for joined, separate in rows)
+    for view, known in terms.predictions.items():
+        assert torch.equal(known, torch.cat([part.predictions[view] for part, _ in own]))
 
 
 def test_parts_draw_other_channels():
@@ -122,7 +113,7 @@ def test_parts_draw_other_channels():
                 seen.append(torch.rand(3))
             logits = images[:, :1].repeat(1, 4, 1, 1).clone().requires_grad_()
             return (logits, logits[-1:], logits[-1:]) if perturb else logits
-    method = DSSN(cfg)
+    method = build(cfg)
     method.start_step(1, 9, nn.Module())
     student = network(1)
     make = make_update(method, cfg, student, network(2))
@@ -134,39 +125,117 @@ def test_parts_draw_other_channels():
 # ---- no waiting, and gradients that are not finite
 
 READS = ('item', 'cpu', 'tolist', 'numpy', '__bool__', '__float__', '__int__', '__index__')
+# What makes a tensor of the host's values: to bring it to a GPU the host waits for the copy.
+COPIES = ('tensor', 'as_tensor', 'from_numpy', 'scalar_tensor')
+# Operations for whose result's size, or for whose value, the host waits.
+WAITING = ('_local_scalar_dense', 'is_nonzero', 'nonzero', 'masked_select', 'unique', '_unique2',
+           'bincount', 'lift_fresh', 'equal')
+try:
+    from torch.utils._python_dispatch import TorchDispatchMode
+except ImportError:  # PyTorch 1
+    TorchDispatchMode = None
+
+
+class Guard:
+    """While entered, records what would make the host wait for a GPU; `found` names it."""
+
+    def __init__(self, monkeypatch):
+        self.monkeypatch, self.found = monkeypatch, []
+
+    def __enter__(self):
+        self.context = self.monkeypatch.context()
+        patch = self.context.__enter__()
+        for place, names in ((torch.Tensor, READS + ('new_tensor',)), (torch, COPIES)):
+            for name in names:
+                self.spy(patch, place, name)
+        self.mode = TorchDispatchMode and watching_mode(self.found)
+        if self.mode:
+            self.mode.__enter__()
+        return self
+
+    def spy(self, patch, place, name):
+        real = getattr(place, name)
+
+        def seen(*args, **kwargs):
+            self.found.append(name)
+            return real(*args, **kwargs)
+        patch.setattr(place, name, seen)
+
+    def __exit__(self, *error):
+        if self.mode:
+            self.mode.__exit__(*error)
+        self.context.__exit__(*error)
+
+
+def watching_mode(found):
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            name = operation.overloadpacket.__name__
+            by_mask = name in ('index', 'index_put_') and any(
+                index is not None and index.dtype == torch.bool for index in args[1])
+            if name in WAITING or by_mask:
+                found.append(name)
+            return operation(*args, **(kwargs or {}))
+    return Watching()
+
+
+@pytest.mark.parametrize('wait', [
+    lambda t: t.sum().item(), lambda t: bool(t[0] > 0), lambda t: float(t[0]), lambda t: t.cpu(),
+    lambda t: t + torch.tensor(2.0), lambda t: torch.as_tensor([1.0]), lambda t: t.new_tensor(3.0),
+    pytest.param(lambda t: t[t > 0], marks=needs(TorchDispatchMode is None, reason='PyTorch 1')),
+    pytest.param(lambda t: t.long().bincount(),
+                 marks=needs(TorchDispatchMode is None, reason='PyTorch 1'))])
+def test_the_guard_sees_what_waits(monkeypatch, wait):
+    values = torch.ones(3)
+    with Guard(monkeypatch) as guard:
+        wait(values)
+    assert guard.found
+    with Guard(monkeypatch) as guard:
+        torch.where(values > 0, values, values.new_zeros(())).masked_fill_(values > 2, 1.0).sum()
+    assert not guard.found
+
+
+def as_loaded(batch):
+    """A batch with images and labels as the loader gives them, uint8."""
+    def loaded(name, tensor):
+        if name == 'label':
+            return tensor.to(torch.uint8)
+        return (tensor * 40 + 128).clamp(0, 255).to(torch.uint8) \
+            if tensor.is_floating_point() else tensor
+    return Batch(*[type(part)(*[loaded(*item) for item in part._asdict().items()])
+                   for part in batch])
 
 
 @pytest.mark.parametrize('method, epoch, changes', [
     (DSSN, 0, {}), (DSSN, 1, {}), (DSSN, 1, {'accumulate': 2}), (DSSN, 1, {'lean': True}),
     (DSSN, 1, {'selection': 'class_topk'}), (DSSN, 1, {'selection': 'fixed'}),
+    (DSSN, 1, {'on_nonfinite': 'skip'}),
+    pytest.param(DSSN, 1, {'amp': 'bf16'}, marks=needs(OLD, reason='no torch.autocast')),
     (DSSN, 1, {'criterion': OHEM}), (DSSN, 1, {'feature_labels': 'teacher', 'image_views': 0}),
     (FixMatch, 1, {}), (UniMatch, 1, {}), (Supervised, 1, {'criterion': CE})], ids=str)
 def test_the_host_never_waits_for_the_device_in_a_step(monkeypatch, tmp_path, method, epoch,
                                                        changes):
-    from dssn.logbook import Logbook
-    from dssn.watching import Watch
+    from dssn.run.diagnostics import Watch
+    from dssn.run.logbook import Logbook
     cfg = config(batch_size=2, dataset='x', save_path=str(tmp_path), log_every=50, **changes)
-    student = network(1)
-    teacher = ema.make_teacher(network(2)) if method.uses_teacher else None
+    student = network(1).float()
+    teacher = ema.make_teacher(network(2).float()) if method.uses_teacher else None
     make = make_update(method(cfg), cfg, student, teacher)
     log = Logbook(cfg, World(), 100)
     watch = Watch(cfg, World(), log, [])
-    batch = random_batches(2)
-    reads = []
-    for name in READS:
-        def read(tensor, *args, name=name, **kwargs):
-            reads.append(name)
-            return getattr(nn.Parameter, 'kept_' + name)(tensor, *args, **kwargs)
-        monkeypatch.setattr(nn.Parameter, 'kept_' + name, getattr(torch.Tensor, name),
-                            raising=False)
-        monkeypatch.setattr(torch.Tensor, name, read)
-    for step in (1, 2):
-        done, terms, loss, lr = make(batch, epoch, step)
-        log.step(epoch, step, terms, loss, lr, images=4)
-        watch.step(epoch, step, terms, done)
-    assert reads == []
-    log.check()
-    assert reads  # that the patches see what reads
+    batch = as_loaded(random_batches(2))
+
+    def step(number):
+        done, terms, loss, lr = make(batch, epoch, number)
+        log.step(epoch, number, terms, loss, lr, images=4)
+        watch.step(epoch, number, terms, done)
+    step(1)  # makes what is made once
+    with Guard(monkeypatch) as guard:
+        step(2)
+    assert guard.found == []
+    with Guard(monkeypatch) as guard:
+        log.check()
+    assert guard.found
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
@@ -178,12 +247,12 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(value, on_nonfinite):
     make = make_update(Supervised(cfg), cfg, student)
     handle = student.classifier.weight.register_hook(lambda gradient: gradient * value)
     _, terms, _, _ = make(random_batches(2), 0, 0)
-    assert not bool(torch.isfinite(terms.shares['gradient_norm']))
+    assert not bool(torch.isfinite(terms.fractions['gradient_norm']))
     for name, parameter in student.named_parameters():
         assert torch.equal(parameter, before[name])
     handle.remove()
     _, terms, _, _ = make(random_batches(2), 0, 1)
-    assert bool(torch.isfinite(terms.shares['gradient_norm']))
+    assert bool(torch.isfinite(terms.fractions['gradient_norm']))
     # A run that stops is left as it was before the step; one that skips goes on.
     stays = torch.equal(student.classifier.weight, before['classifier.weight'])
     assert stays == (on_nonfinite == 'stop')
@@ -193,11 +262,11 @@ def test_a_skipped_step_leaves_running_statistics_as_they_were():
     cfg = config(batch_size=2, on_nonfinite='skip')
     student = network(1)
     teacher = ema.make_teacher(network(2))
-    make = make_update(DSSN(cfg), cfg, student, teacher)
+    make = make_update(build(cfg), cfg, student, teacher)
     batch = random_batches(2)
     before = {name: value.clone() for name, value in student.state_dict().items()}
-    batch.x.weak[0, 0, 0, 0] = float('nan')
-    batch.u.weak[0, 0, 0, 0] = float('nan')
+    batch.labeled.image[0, 0, 0, 0] = float('nan')
+    batch.unlabeled.weak[0, 0, 0, 0] = float('nan')
     make(batch, 0, 1)
     for name, value in student.state_dict().items():
         if value.is_floating_point():
@@ -262,10 +331,27 @@ def test_recomputing_keeps_less_for_the_backward_pass(backbone):
             dict(backbone=backbone, base_channels=64), **keys))
         model, total = build_model(cfg).train(), []
         with torch.autograd.graph.saved_tensors_hooks(
-                lambda t: total.append(t.numel()) or t, lambda t: t):
+                lambda t, total=total: total.append(t.numel()) or t, lambda t: t):
             model(torch.randn(1, 3, 65, 65))
         kept.append(sum(total))
     assert kept[1] < 0.7 * kept[0]
+
+
+@needs(not recompute.SUPPORTED, reason='this PyTorch checkpoints in the reentrant way only')
+@pytest.mark.parametrize('keys', [{'stem': 'deep'}, {'stem': 'plain'}, {'backbone': 'resnet50'},
+                                  {'backbone': 'xception', 'base_channels': 64}], ids=str)
+def test_recomputing_a_piece_touches_its_own_bn_alone(monkeypatch, keys):
+    """One look at each BN layer of the backbone in a backward pass, and all of them kept at
+    rest."""
+    model = build_model(config(checkpoint_backbone=True, **keys)).train()
+    norms = [module for module in model.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    loss = model(torch.randn(2, 3, 33, 33)).square().mean()
+    before, copies = copy.deepcopy(model.state_dict()), []
+    real = torch.Tensor.copy_
+    monkeypatch.setattr(torch.Tensor, 'copy_', lambda *args: copies.append(1) or real(*args))
+    loss.backward()
+    assert len(copies) == len(norms)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 @needs(not hasattr(nn.Module, 'compile'), reason='this PyTorch compiles no modules in place')
@@ -290,15 +376,6 @@ def test_channels_last_makes_the_same_step():
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_tf32_is_off_unless_wanted(monkeypatch):
-    for module in (torch.backends.cuda.matmul, torch.backends.cudnn):
-        monkeypatch.setattr(module, 'allow_tf32', False)
-    for wanted in (True, False):
-        precision.set_tf32(wanted)
-        assert torch.backends.cuda.matmul.allow_tf32 is wanted
-        assert torch.backends.cudnn.allow_tf32 is wanted
-
-
 @pytest.mark.parametrize('keys, missing, words', [
     ({'amp': 'bf16'}, (torch, 'autocast'), 'amp = bf16 needs PyTorch 1.10'),
     ({'compile': True}, (nn.Module, 'compile'), 'compile needs PyTorch 2.2'),
@@ -319,32 +396,3 @@ def test_what_an_old_pytorch_cannot_do_is_said(monkeypatch, keys, missing, words
 def test_fp16_needs_a_gpu():
     with pytest.raises(UserError, match='fp16 needs a GPU'):
         precision.check(config(amp='fp16'), torch.device('cpu'))
-
-
-@pytest.mark.gpu
-@needs(not torch.cuda.is_available(), reason='no GPU')
-def test_no_synchronisation_on_a_gpu():
-    cfg = config(batch_size=2)
-    student = network(1).cuda()
-    make = Update(cfg, World(device='cuda:0'), DSSN(cfg), student, ema.make_teacher(student),
-                  build_optimizer(student, 0.1, 2.0), 0.1, 100)
-    batch = random_batches(2)
-    make(batch, 1, 8)
-    torch.cuda.set_sync_debug_mode('error')
-    try:
-        make(Batch(*[type(part)(*[t.pin_memory() for t in part]) for part in batch]), 1, 9)
-    finally:
-        torch.cuda.set_sync_debug_mode('default')
-
-
-@pytest.mark.gpu
-@needs(not torch.cuda.is_available(), reason='no GPU')
-def test_fp16_trains_and_its_scaler_leaves_out_what_overflows():
-    cfg = config(batch_size=2, amp='fp16')
-    student = build_model(cfg).cuda()
-    make = Update(cfg, World(device='cuda:0'), DSSN(cfg), student, ema.make_teacher(student),
-                  build_optimizer(student, 0.01, 2.0), 0.01, 100)
-    batch = Batch(*[type(part)(*[t.float() if t.dtype == torch.float64 else t for t in part])
-                    for part in random_batches(2)])
-    losses = [make(batch, 1, step)[2].item() for step in range(20)]
-    assert all(map(torch.isfinite, map(torch.tensor, losses))) and losses[-1] < losses[0]

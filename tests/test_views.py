@@ -1,4 +1,4 @@
-"""Views of an image: geometry against an exhaustive reference, strong views, CutMix boxes."""
+"""Views of an image: geometry (compared with all allowed results), strong views, CutMix boxes."""
 import itertools
 import json
 import os
@@ -6,13 +6,12 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
+from test_transforms import assert_fraction, assert_uniform, photo
 
 from dssn.batch import MEAN, STD, normalise
 from dssn.data import photometric as P
 from dssn.data.datasets import to_tensor
-from dssn.data.views import (NO_BOX, base_view, cutmix_box, generator, strong_operations,
-                             strong_view)
-from test_transforms import assert_equal_chances, assert_share, assert_uniform, photo
+from dssn.data.views import NO_BOX, base_view, cutmix_box, generator, strong_operations, strong_view
 
 with open(os.path.join(os.path.dirname(__file__), 'data', 'augmentation_facts.json')) as file:
     COMMON = json.load(file)['common']
@@ -26,7 +25,7 @@ def test_generators_of_different_views_differ_and_of_the_same_view_agree():
 
 
 def every_base_view(image, mask, side):
-    """All results that the rule allows: [(long side, flip, image array, mask bytes), ...]."""
+    """All allowed results: [(long side, flip, image array, mask bytes), ...]."""
     width, height = image.size
     long, short = max(image.size), min(image.size)
     low, high = COMMON['resize_ratio']
@@ -35,15 +34,15 @@ def every_base_view(image, mask, side):
         new_short = max(int(short * new_long / long + 0.5), 1)
         size = (new_long, new_short) if width >= height else (new_short, new_long)
         full = np.zeros((max(size[1], side), max(size[0], side), 3), np.uint8)
-        truth = np.full(full.shape[:2], 255, np.uint8)
+        label = np.full(full.shape[:2], 255, np.uint8)
         full[:size[1], :size[0]] = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
-        truth[:size[1], :size[0]] = np.asarray(mask.resize(size, Image.Resampling.NEAREST))
+        label[:size[1], :size[0]] = np.asarray(mask.resize(size, Image.Resampling.NEAREST))
         for top in range(full.shape[0] - side + 1):
             for left in range(full.shape[1] - side + 1):
                 window = slice(top, top + side), slice(left, left + side)
                 for flip in (1, -1):
                     found.append((new_long, flip, full[window][:, ::flip].astype(int),
-                                  truth[window][:, ::flip].tobytes()))
+                                  label[window][:, ::flip].tobytes()))
     return found
 
 
@@ -52,30 +51,30 @@ def every_base_view(image, mask, side):
     ((1, 1), 8), ((3, 2), 9), ((14, 14), 8)])
 def test_base_view_is_a_flipped_window_of_the_scaled_padded_pair(size, side):
     image = photo(*size)
-    # Classes 0..6; the smallest image's only pixel would else be black like the padding.
+    # Classes 0..6.
     mask = Image.fromarray((np.asarray(photo(*size, number=3))[..., 0] % 7).astype(np.uint8))
     allowed = every_base_view(image, mask, side)
     arrays = np.stack([view for _, _, view, _ in allowed])
     flips, longs, rng = [], [], np.random.default_rng(5)
     for _ in range(400):
-        view, truth = base_view(image, mask, side, rng)
-        assert view.size == truth.size == (side, side)
-        # Rounding may differ: 2 grey levels, where windows of noise differ by hundreds.
+        view, label = base_view(image, mask, side, rng)
+        assert view.size == label.size == (side, side)
+        # Rounding may differ by 2 grey levels. Different windows of noise differ by far more.
         near = np.nonzero(np.abs(arrays - np.asarray(view)).max((1, 2, 3)) <= 2)[0]
         assert len(near)
-        matches = [allowed[i] for i in near if allowed[i][3] == truth.tobytes()]
-        assert matches, 'the mask has not moved with its image'
+        matches = [allowed[i] for i in near if allowed[i][3] == label.tobytes()]
+        assert matches, 'image and mask are not aligned'
         if len(matches) == 1:
             longs.append(matches[0][0])
             flips.append(matches[0][1])
     if max(size) > 3:
-        assert_share(flips.count(-1), len(flips), COMMON['flip'])
+        assert_fraction(flips.count(-1), len(flips), COMMON['flip'])
         assert len(set(longs)) >= int(1.5 * max(size)) - 2
 
 
 @pytest.mark.parametrize('size', [(12, 9), (5, 30), (1, 1), (40, 40)])
-def test_without_a_mask_padding_alone_is_marked(size):
-    # A picture without black: black in the view is padding, and nothing else is.
+def test_without_a_mask_only_padding_is_marked(size):
+    # The image has no black pixel, so black pixels of the view are padding.
     image = Image.fromarray(np.maximum(np.asarray(photo(*size)), 40))
     rng, padded = np.random.default_rng(1), 0
     for _ in range(100):
@@ -84,11 +83,11 @@ def test_without_a_mask_padding_alone_is_marked(size):
         assert set(np.unique(np.asarray(mask))) <= {0, 255}
         np.testing.assert_array_equal(np.asarray(mask) == 255, black)
         padded += black.any()
-    # Every view of a pixel is padded, none of a picture that is larger at half its size.
+    # Every view of a single pixel is padded. No view is if half the image is larger than the crop.
     assert padded == {(1, 1): 100, (40, 40): 0}.get(size, padded) and (padded or size == (40, 40))
 
 
-def test_base_view_draws_the_same_with_and_without_a_mask():
+def test_base_view_is_the_same_with_and_without_a_mask():
     image = photo()
     for seed in range(20):
         with_mask, _ = base_view(image, Image.new('L', image.size), 12, generator(seed))
@@ -97,19 +96,19 @@ def test_base_view_draws_the_same_with_and_without_a_mask():
 
 
 def test_colour_and_class_stay_together():
-    # A picture whose colour is its class, at a real size.
+    # The colour of a pixel shows its class.
     colours = np.array([(250, 10, 10), (10, 250, 10), (10, 10, 250), (250, 250, 10)], np.uint8)
     rows, columns = np.mgrid[:61, :83]
     classes = ((rows // 11) * 3 + columns // 17) % 4
     image = Image.fromarray(colours[classes])
     mask = Image.fromarray(classes.astype(np.uint8))
     for seed in range(30):
-        view, truth = (np.asarray(part) for part in base_view(image, mask, 64, generator(seed)))
+        view, label = (np.asarray(part) for part in base_view(image, mask, 64, generator(seed)))
         for index, colour in enumerate(colours):
-            # Bilinear filtering mixes colours at the borders; a pure one belongs to its class.
+            # Bilinear filtering mixes colours at the borders. A pure colour belongs to its class.
             pure = (np.abs(view.astype(int) - colour).max(axis=2) < 60)
-            assert (truth[pure] == index).all()
-        assert (view[truth == 255] == 0).all()
+            assert (label[pure] == index).all()
+        assert (view[label == 255] == 0).all()
 
 
 # Strong views.
@@ -117,11 +116,11 @@ def test_colour_and_class_stay_together():
 JITTER = ('brightness', 'contrast', 'color', 'hue')
 
 
-def test_strong_view_draws_each_operation_by_its_own_chance_in_order():
+def test_strong_view_has_each_operation_with_its_probability_in_order():
     rng, n = np.random.default_rng(0), 20000
-    drawn = [[name for name, _ in strong_operations(rng)] for _ in range(n)]
-    # The four of the jitter stand together, in any order; they are drawn together or not at all.
-    for names in drawn:
+    sampled = [[name for name, _ in strong_operations(rng)] for _ in range(n)]
+    # The four operations of the jitter occur together, in any order, or not at all.
+    for names in sampled:
         if len(names) >= 4:
             assert set(names[:4]) == set(JITTER)
             names[:4] = ['jitter']
@@ -133,14 +132,14 @@ def test_strong_view_draws_each_operation_by_its_own_chance_in_order():
         names = [name for name, used in zip(order, subset) if used]
         chance = np.prod([chances[name] if used else 1 - chances[name]
                           for name, used in zip(order, subset)])
-        assert_share(drawn.count(names), n, chance)
-        left -= drawn.count(names)
-    # No other order, no other operation, and no pool unless it is asked for.
+        assert_fraction(sampled.count(names), n, chance)
+        left -= sampled.count(names)
+    # There is no other order and no other operation. Without num_aug there is no pool.
     assert left == 0
 
 
 @pytest.mark.parametrize('num_aug, random_number', [(1, True), (3, True), (3, False)])
-def test_the_pool_comes_last_and_always_where_it_is_used(num_aug, random_number):
+def test_the_pool_comes_last_and_is_always_used(num_aug, random_number):
     counts = set()
     for seed in range(60):
         rng, again = generator(seed), generator(seed)
@@ -152,7 +151,7 @@ def test_the_pool_comes_last_and_always_where_it_is_used(num_aug, random_number)
     assert counts == (set(range(1, num_aug + 1)) if random_number else {num_aug})
 
 
-def test_strong_view_does_what_is_drawn():
+def test_strong_view_applies_the_sampled_operations():
     image = photo(30, 20)
     for seed in range(30):
         operations = strong_operations(generator(seed), 3)
@@ -163,8 +162,8 @@ def test_strong_view_does_what_is_drawn():
         assert part.tobytes() == expected.crop((7, 4, 18, 13)).tobytes()
 
 
-def test_strong_view_of_a_real_image_keeps_its_size_and_moves_nothing():
-    # A white square on black: no photometric operation moves it by more than a blur.
+def test_strong_view_keeps_size_and_positions():
+    # A white square on black. Photometric operations blur it, but do not move it.
     values = np.zeros((40, 40, 3), np.uint8)
     values[10:30, 10:30] = 255
     for seed in range(40):
@@ -174,8 +173,8 @@ def test_strong_view_of_a_real_image_keeps_its_size_and_moves_nothing():
         assert luma[15:25, 15:25].min() > luma[:3].max() and luma[:3].max() == luma[-3:].max()
 
 
-def test_padding_goes_through_the_strong_operations_like_the_rest():
-    # A 1 x 1 picture is nearly all padding; contrast must lift that black off zero sometimes.
+def test_strong_operations_change_padding_too():
+    # Much of the view is padding. Contrast must sometimes make its black brighter.
     lifted = 0
     for seed in range(30):
         view, mask = base_view(Image.new('RGB', (9, 9), (255, 255, 255)), None, 16, generator(seed))
@@ -187,52 +186,52 @@ def test_padding_goes_through_the_strong_operations_like_the_rest():
 
 # CutMix boxes.
 
-def test_half_of_the_views_have_a_box_which_fits():
+def test_half_of_the_views_have_a_box_inside_the_crop():
     rng, n, size = np.random.default_rng(0), 4000, 321
     boxes = [cutmix_box(size, rng) for _ in range(n)]
     assert NO_BOX == (0, 0, 0, 0)
-    drawn = [box for box in boxes if box != NO_BOX]
-    assert_share(len(drawn), n, COMMON['cutmix'])
-    for top, left, height, width in drawn:
+    real = [box for box in boxes if box != NO_BOX]
+    assert_fraction(len(real), n, COMMON['cutmix'])
+    for top, left, height, width in real:
         assert height > 0 and width > 0 and top >= 0 and left >= 0
         assert top + height <= size and left + width <= size
     # The last row and column are reached.
-    assert max(top + height for top, _, height, _ in drawn) == size
-    assert max(left + width for _, left, _, width in drawn) == size
+    assert max(top + height for top, _, height, _ in real) == size
+    assert max(left + width for _, left, _, width in real) == size
 
 
-def test_box_probability_is_an_argument_of_the_draw():
+def test_box_probability_is_an_argument():
     rng = np.random.default_rng(0)
     assert {cutmix_box(50, rng, probability=0.0) for _ in range(50)} == {NO_BOX}
     assert NO_BOX not in {cutmix_box(50, rng, probability=1.0) for _ in range(50)}
 
 
 def test_box_areas_and_ratios_are_those_published():
-    # In a huge crop the cut to whole pixels does not matter.
+    # In a huge crop, rounding to whole pixels has little effect.
     rng, size = np.random.default_rng(0), 20000
     boxes = np.array([cutmix_box(size, rng, probability=1.0) for _ in range(6000)], float)
     area = boxes[:, 2] * boxes[:, 3] / size ** 2
-    # Uniform although large boxes seldom fit: the area is drawn once, position and ratio again.
-    # The cut to whole pixels takes at most two parts in 1500 of it.
+    # The area is uniform although large boxes rarely fit, because it is sampled only once. Rounding
+    # to whole pixels reduces it by at most 2 parts in 1500.
     low, high = COMMON['cutmix_area']
     assert area.min() > low * 0.998 and area.max() <= high
     assert_uniform(np.maximum(area, low), low, high)
-    # The ratio of small boxes, which nearly always fit, shows the uniform draw.
+    # Small boxes almost always fit, so their ratio is uniform.
     ratio = boxes[:, 2] / boxes[:, 3]
     least, most = COMMON['cutmix_ratio']
     assert ratio.min() > 0.995 * least and ratio.max() < 1.005 * most
     tiny = np.array([cutmix_box(size, rng, 1.0, area=(1e-4, 1e-4)) for _ in range(6000)], float)
     ratio = np.clip(tiny[:, 2] / tiny[:, 3], least, most)
-    assert abs(np.median(ratio) - (least + most) / 2) < 0.06   # log-uniform: 1
+    assert abs(np.median(ratio) - (least + most) / 2) < 0.06   # if log-uniform, it would be 1
     kept = np.sort((ratio - least) / (most - least))
     assert np.abs(kept - (np.arange(6000) + 0.5) / 6000).max() < 0.035
-    # And so do their positions: every place where the box fits, alike.
+    # Their positions are uniform over all places where the box fits.
     assert_uniform(tiny[:, 0] / (size - tiny[:, 2]), 0, 1, bound=5)
     assert_uniform(tiny[:, 1] / (size - tiny[:, 3]), 0, 1, bound=5)
 
 
 class Scripted:
-    """Returns chosen numbers: what the box rule should make of them is worked out by hand."""
+    """A random generator that returns chosen numbers. The expected box is computed by hand."""
 
     def __init__(self, uniforms, places):
         self.uniforms, self.places = list(uniforms), list(places)
@@ -250,11 +249,12 @@ class Scripted:
         return np.array(self.places.pop(0))
 
 
-def test_ratio_and_place_are_drawn_again_until_the_box_fits():
-    # Area 0.2 of 100 x 100: 2000 pixels. Ratio 2: 63 x 31 (63.2 and 31.6, cut); ratio 0.5: 31 x 63.
+def test_ratio_and_place_are_sampled_until_the_box_fits():
+    # An area of 0.2 of 100 x 100 is 2000 pixels. Ratio 2 is 63 x 31 (63.2 and 31.6, rounded down),
+    # ratio 0.5 is 31 x 63.
     rng = Scripted([0.2, 2.0, 2.0, 0.5, 0.5], [(38, 0), (0, 70), (69, 38), (69, 37)])
     assert cutmix_box(100, rng) == (69, 37, 31, 63)
-    # The area is drawn once, each of the ratios anew.
+    # The area is sampled once, the ratio each time.
     assert rng.ranges == [(0.02, 0.4)] + [(0.3, 1 / 0.3)] * 4
     assert not rng.uniforms and not rng.places
 

@@ -22,9 +22,10 @@ import time
 import torch
 import yaml
 
-from dssn import checkpoint
-from dssn.data.shapes import draw_set
 from dssn.errors import UserError
+from dssn.models.weights import read_torch_file
+from dssn.run import checkpoint
+from dssn.tools.data.shapes import render_dataset
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FILES = ('latest.pth', 'best.pth', 't_best.pth')
@@ -39,7 +40,7 @@ class Training:
         self.work, self.processes, self.starts = work, processes, 0
         self.python = python
         self.data, self.config = os.path.join(work, 'data'), os.path.join(work, 'config.yaml')
-        draw_set(self.data, n_train=16, n_val=4)
+        render_dataset(self.data, n_train=16, n_val=4)
         with open(os.path.join(self.data, 'train.txt')) as file:
             lines = file.readlines()
         paths = {}
@@ -65,7 +66,7 @@ class Training:
                        'torch.distributed.launch', '--nproc_per_node', str(self.processes),
                        '--master_port', str(free_port())]
             command += ([] if has_run() else ['--use_env']) + [os.path.join(ROOT, 'train.py')]
-        self.output = os.path.join(self.work, 'output{}.txt'.format(self.starts))
+        self.output = os.path.join(self.work, f'output{self.starts}.txt')
         with open(self.output, 'w') as file:
             return subprocess.Popen(
                 list(before) + command + ['--config', self.config, '--save-path', folder]
@@ -98,10 +99,17 @@ def free_port():
 
 def kill(process):
     """Ends all of a training at once, as the power does."""
+    from tests.conftest import descendants
+    everyone = descendants(process.pid)  # a launcher may give its workers sessions of their own
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
+    for one in everyone:
+        try:
+            os.kill(one, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
     process.wait()
 
 
@@ -133,12 +141,12 @@ def unlike(a, b, place):
     if isinstance(a, dict) and isinstance(b, dict):
         if list(a) != list(b):
             return [place]
-        return [text for key in a for text in unlike(a[key], b[key], '{}.{}'.format(place, key))]
+        return [text for key in a for text in unlike(a[key], b[key], f'{place}.{key}')]
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         if len(a) != len(b):
             return [place]
         return [text for i, (x, y) in enumerate(zip(a, b))
-                for text in unlike(x, y, '{}.{}'.format(place, i))]
+                for text in unlike(x, y, f'{place}.{i}')]
     return [] if a == b else [place]
 
 
@@ -163,15 +171,15 @@ def differences(folder, reference):
     """Names of what is otherwise than in the undisturbed run."""
     found = []
     for name in FILES:
-        a, b = [checkpoint.read_torch_file(os.path.join(f, name)) for f in (folder, reference)]
+        a, b = [read_torch_file(os.path.join(f, name)) for f in (folder, reference)]
         for key in STATE:
-            found += unlike(a.get(key), b.get(key), '{} {}'.format(name, key))
+            found += unlike(a.get(key), b.get(key), f'{name} {key}')
     if records(folder) != records(reference):
         found.append('metrics.jsonl')
     lines, expected = log_lines(folder), log_lines(reference)
     if lines != expected:
         other = [line for line in lines if line not in expected] + ['in another order']
-        found.append('train.log: {!r}'.format(other[0]))
+        found.append(f'train.log: {other[0]!r}')
     return found
 
 
@@ -184,11 +192,11 @@ class Table:
         tried, lost = self.rows.get(fault, (0, 0))
         self.rows[fault] = tried + 1, lost + bool(problems)
         for problem in problems[:5]:
-            self.notes.append('{}: {}'.format(fault, problem))
+            self.notes.append(f'{fault}: {problem}')
 
     def text(self):
         lines = ['{:<44}{:>7}{:>10}{:>6}'.format('fault', 'tried', 'survived', 'lost')]
-        lines += ['{:<44}{:>7}{:>10}{:>6}'.format(fault, tried, tried - lost, lost)
+        lines += [f'{fault:<44}{tried:>7}{tried - lost:>10}{lost:>6}'
                   for fault, (tried, lost) in self.rows.items()]
         return '\n'.join(lines + self.notes)
 
@@ -207,7 +215,7 @@ def kills(training, table, reference, number, rng):
     done, runs = 0, 0
     while done < number:
         runs += 1
-        folder = os.path.join(training.work, 'killed{}'.format(runs))
+        folder = os.path.join(training.work, f'killed{runs}')
         while True:
             process = training.start(folder)
             try:
@@ -229,13 +237,13 @@ def kills(training, table, reference, number, rng):
 
 def signals(training, table, reference, rng):
     for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)):
-        folder = os.path.join(training.work, 'signal{}'.format(int(number)))
+        folder = os.path.join(training.work, f'signal{int(number)}')
         process = training.start(folder)
         place = rng.randrange(1, 5)
-        wait_for(process, lambda: step_of(folder) >= place)
+        wait_for(process, lambda folder=folder, place=place: step_of(folder) >= place)
         process.send_signal(number)
         found = process.wait()
-        problems = [] if found == status else ['{}: status {}'.format(number, found)]
+        problems = [] if found == status else [f'{number}: status {found}']
         training.finish(folder)
         table.count('SIGTERM, SIGINT, SIGUSR1', problems + differences(folder, reference))
 
@@ -251,7 +259,7 @@ def damage(training, table, places, rng):
     for name in (checkpoint.LATEST, checkpoint.PREVIOUS):
         with open(os.path.join(folder, name), 'rb') as file:
             whole[name] = file.read()
-    latest, before = [checkpoint.read_torch_file(os.path.join(folder, name)) for name in whole]
+    latest, before = [read_torch_file(os.path.join(folder, name)) for name in whole]
     for kind in ('truncated latest.pth', 'flipped bit in latest.pth'):
         for _ in range(places):
             data = bytearray(whole[checkpoint.LATEST])
@@ -265,9 +273,9 @@ def damage(training, table, places, rng):
             try:
                 content, path, warning = checkpoint.newest(folder)
                 same = latest if warning is None else before
-                problems = unlike(content, same, 'byte {} of'.format(place))
+                problems = unlike(content, same, f'byte {place} of')
             except Exception as error:  # whatever it is, it was to be survived
-                problems = ['byte {}: {!r}'.format(place, error)]
+                problems = [f'byte {place}: {error!r}']
             table.count(kind, problems)
             with open(os.path.join(folder, checkpoint.PREVIOUS), 'wb') as file:
                 file.write(whole[checkpoint.PREVIOUS])
@@ -341,7 +349,7 @@ def read_only(training, table, reference):
         try:
             subprocess.run(before + ['true'], check=True, stderr=subprocess.DEVNULL)
         except (OSError, subprocess.CalledProcessError) as error:
-            table.notes.append('not tried: read-only folder: {}'.format(error))
+            table.notes.append(f'not tried: read-only folder: {error}')
             return
     folder = os.path.join(training.work, 'read-only')
     unwritable(training, table, reference, 'read-only folder for a while', folder,

@@ -1,1 +1,1 @@
-"""Data: id lists, files, views, and the order in which training sees them."""
+"""Data: id lists, image and mask files, views, and the order of the samples in training."""

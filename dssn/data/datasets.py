@@ -1,4 +1,4 @@
-"""Data sets: from a draw (which sample, which pass) to the views of a training step."""
+"""Data sets: from the indices of a row to its views."""
 import os
 from typing import List, NamedTuple, Optional, Tuple
 
@@ -6,113 +6,137 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from dssn.batch import Batch, Labeled, Unlabeled
+from dssn.batch import Batch, Labeled, Unlabeled, UnlabeledWithMasks
 from dssn.data.files import image_size, open_image, open_mask
 from dssn.data.views import NO_BOX, base_view, cutmix_box, generator, strong_view
 from dssn.errors import UserError
+from dssn.labels import IGNORE
 
-# Names of a sample's views in its random numbers; see `dssn.data.views.generator`.
+# The views of a sample are numbered role + view. The number is part of the key of their random
+# generator, see `dssn.data.views.generator`.
 LABELED, UNLABELED, PARTNER = 0, 10, 20
 BASE, STRONG1, STRONG2, BOX1, BOX2 = range(5)
 
 
-class Draw(NamedTuple):
-    """One row of a training batch: which samples, and in which pass over their lists."""
-    labeled: int
-    labeled_pass: int
+class RowIndices(NamedTuple):
+    """The samples of one row of a training batch, as indices into their lists.
+
+    A pass is the number of an ordered pass over a list, from 0. If a batch has more samples of one
+    kind (labeled or unlabeled), its last rows lack the other kind.
+    """
+    labeled: Optional[int] = None
+    labeled_pass: Optional[int] = None
     unlabeled: Optional[int] = None
     partner: Optional[int] = None
     unlabeled_pass: Optional[int] = None
 
 
-class Replaced(NamedTuple):
-    """A row of a batch in which other samples stand for bad ones."""
+class RepairedRow(NamedTuple):
+    """A row of a batch in which other samples replace unreadable ones."""
     row: Batch
-    files: List[Tuple[str, str]]  # (path of the bad sample's image, what is wrong and what stands)
+    files: List[Tuple[str, str]]  # (image path of the unreadable sample, message for the log)
 
 
 class TrainSet(Dataset):
-    """Maps a `Draw` to one row of a `Batch`: Labeled, Unlabeled and its CutMix partner.
+    """Maps `RowIndices` to one row of a `Batch`: Labeled, Unlabeled and its CutMix partner.
 
-    With `max_bad_samples` the next sample of the list that can be read stands for one that cannot,
-    and the item is a `Replaced`. An item is a UserError where a file is bad otherwise; the loop
-    raises it (a worker process would bury it in a traceback).
+    If an index is None, its part of the row is None.
+
+    If `max_bad_samples` > 0, an unreadable sample is replaced by the next readable one of its list.
+    The item is then a `RepairedRow`. Any other bad file makes the item a UserError, which the
+    training loop raises. (A UserError that is raised in a worker process would reach the user as a
+    traceback.)
+
+    `with_masks` is for oracles: it makes the unlabeled parts `UnlabeledWithMasks`.
     """
 
-    def __init__(self, cfg, labeled, unlabeled=None):
+    def __init__(self, cfg, labeled, unlabeled=None, with_masks=False):
         self.cfg, self.labeled, self.unlabeled = cfg, labeled, unlabeled
+        self.with_masks = with_masks
 
-    def __getitem__(self, draw):
-        bad = []
+    def __getitem__(self, indices):
+        replaced = []
         try:
-            x = self.labeled_row(draw, bad)
-            row = Batch(x, None, None) if draw.unlabeled is None else \
-                Batch(x, *self.unlabeled_rows(draw, bad))
+            labeled = None if indices.labeled is None else self.labeled_row(indices, replaced)
+            row = Batch(labeled, None, None) if indices.unlabeled is None else \
+                Batch(labeled, *self.unlabeled_rows(indices, replaced))
         except UserError as error:
             return error
-        return Replaced(row, bad) if bad else row
+        return RepairedRow(row, replaced) if replaced else row
 
-    def labeled_row(self, draw, bad):
+    def labeled_row(self, indices, replaced):
+        """The labeled sample as `Labeled`. Replacements are appended to `replaced`."""
         cfg = self.cfg
-
-        def read(sample):
-            image = open_image(cfg.data_root, sample)
-            return image, open_mask(cfg.data_root, sample, cfg.nclass, image.size, cfg.ignore_index)
-        index, (image, mask) = self.first_good(self.labeled, draw.labeled, read, bad)
-        rng = generator(cfg.seed, draw.labeled_pass, index, LABELED + BASE)
+        index, (image, mask) = self.read_or_replace(self.labeled, indices.labeled, self.read,
+                                                    replaced)
+        rng = generator(cfg.seed, indices.labeled_pass, index, LABELED + BASE)
         image, mask = base_view(image, mask, cfg.crop_size, rng)
         return Labeled(to_tensor(image), label_tensor(mask), torch.tensor(index))
 
-    def unlabeled_rows(self, draw, bad):
-        """The image's views and its partner's; one decoding where both are the same image."""
+    def unlabeled_rows(self, indices, replaced):
+        """The unlabeled sample and its partner. If both are one image, it is decoded once."""
         cfg = self.cfg
 
         def read(sample):
-            return open_image(cfg.data_root, sample)
-        index, image = self.first_good(self.unlabeled, draw.unlabeled, read, bad)
-        other, partner = index, image
-        if draw.partner != draw.unlabeled:
-            other, partner = self.first_good(self.unlabeled, draw.partner, read, bad)
-        boxes = [cutmix_box(cfg.crop_size, self.rng(draw, index, UNLABELED + box))
+            if self.with_masks:
+                return self.read(sample)
+            return open_image(cfg.data_root, sample), None
+        index, files = self.read_or_replace(self.unlabeled, indices.unlabeled, read, replaced)
+        partner, partner_files = index, files
+        if indices.partner != indices.unlabeled:
+            partner, partner_files = self.read_or_replace(self.unlabeled, indices.partner, read,
+                                                          replaced)
+        boxes = [cutmix_box(cfg.crop_size, self.rng(indices, index, UNLABELED + box))
                  for box in (BOX1, BOX2)]
-        return (self.views(draw, index, image, UNLABELED, boxes),
-                self.views(draw, other, partner, PARTNER, boxes))
+        return (self.views(indices, index, *files, UNLABELED, boxes),
+                self.views(indices, partner, *partner_files, PARTNER, boxes))
 
-    def first_good(self, samples, index, read, bad):
-        """(index, read(sample)) of the sample, or of the first after it that can be read.
+    def read(self, sample):
+        """(image, mask) of a sample, as Pillow RGB and L."""
+        cfg = self.cfg
+        image = open_image(cfg.data_root, sample)
+        return image, open_mask(cfg.data_root, sample, cfg.nclass, image.size, cfg.ignore_index)
 
-        Which one stands for it depends on the list alone, not on when or where it is read.
+    def read_or_replace(self, samples, index, read, replaced):
+        """(index, read(sample)) of the sample at `index`, or of the next readable one.
+
+        The replacement depends only on the list, not on when or by which process it is read.
         """
-        cfg, failure = self.cfg, None
-        for place in range(index, index + len(samples)):
-            place %= len(samples)
+        cfg, first_error = self.cfg, None
+        for candidate in range(index, index + len(samples)):
+            candidate %= len(samples)
             try:
-                found = read(samples[place])
+                files = read(samples[candidate])
             except UserError as error:
-                # A folder that is away is no bad sample: the run ends, and goes on when it is back.
+                # A missing data root is not a bad sample. The run ends, and can be resumed when
+                # the folder is back.
                 if not cfg.max_bad_samples or not os.path.isdir(cfg.data_root or '.'):
                     raise
-                failure = failure or error
+                first_error = first_error or error
                 continue
-            if place != index:
-                bad.append((samples[index].image, f'warning: a bad sample was replaced by '
-                            f'{samples[place].image}: {failure}'))
-            return place, found
-        raise failure
+            if candidate != index:
+                replaced.append((samples[index].image, f'warning: a bad sample was replaced by '
+                                 f'{samples[candidate].image}: {first_error}'))
+            return candidate, files
+        raise first_error
 
-    def views(self, draw, index, image, role, boxes):
-        cfg = self.cfg
-        image, mask = base_view(image, None, cfg.crop_size, self.rng(draw, index, role + BASE))
+    def views(self, indices, index, image, mask, role, boxes):
+        """The views of an unlabeled image: `Unlabeled`, with a mask `UnlabeledWithMasks`."""
+        cfg, pass_number = self.cfg, indices.unlabeled_pass
+        label = mask and crop_to_weak_view(cfg, mask, index, pass_number, role)
+        image, padding = base_view(image, None, cfg.crop_size,
+                                   self.rng(indices, index, role + BASE))
         weak = to_tensor(image)
-        # Of a partner's strong views no more than the boxes is looked at.
+        # Only the boxes of a partner's strong views are used.
         parts = boxes if role == PARTNER else (None, None)
-        strong = [self.strong_view(image, weak, self.rng(draw, index, role + view), part)
+        strong = [self.strong_view(image, weak, self.rng(indices, index, role + view), part)
                   for view, part in zip((STRONG1, STRONG2), parts)]
-        return Unlabeled(weak, *strong, torch.from_numpy(np.asarray(mask) != 255),
-                         *[torch.tensor(box) for box in boxes], torch.tensor(index))
+        row = Unlabeled(weak, *strong, torch.from_numpy(np.asarray(padding) != IGNORE),
+                        *[torch.tensor(box) for box in boxes], torch.tensor(index))
+        return row if label is None else UnlabeledWithMasks(*row, label)
 
     def strong_view(self, image, weak, rng, box):
-        """A strong view of the image; with a box, that of it in the weak view."""
+        """A strong view, uint8 (3, H, W). With a box, it is strong only in the box."""
         if box == NO_BOX:
             return weak
         cfg = self.cfg
@@ -125,35 +149,49 @@ class TrainSet(Dataset):
         view[:, top:top + height, left:left + width] = strong
         return view
 
-    def rng(self, draw, index, view):
-        return generator(self.cfg.seed, draw.unlabeled_pass, index, view)
+    def rng(self, indices, index, view):
+        """The random generator of a view of an unlabeled sample."""
+        return generator(self.cfg.seed, indices.unlabeled_pass, index, view)
 
 
-def weak_truth(cfg, samples, index, number, role=UNLABELED):
-    """The mask of an unlabeled image, cut as its weak view was. For watching, never for training.
+def weak_ground_truth(cfg, samples, index, pass_number, role=UNLABELED):
+    """The ground truth of the weak view of an unlabeled image. For diagnostics, not for training.
 
     Args:
-        samples: the unlabeled list's. index: position in it. number: the pass over the list.
-        role: UNLABELED, or PARTNER for the view that the image has as a CutMix partner.
+        samples: the unlabeled list. index: the sample's index in it.
+        pass_number: the number of the pass over the list.
+        role: UNLABELED, or PARTNER for the weak view that the image has as a CutMix partner.
 
     Returns:
-        (H, W) int64, 255 = no class; all of it where the list names no mask.
+        (H, W) uint8, 255 = no class. All pixels are 255 if the list names no mask for the image.
 
     Raises:
         UserError: the mask is missing or bad.
     """
     sample = samples[index]
     if sample.mask is None:
-        return torch.full((cfg.crop_size, cfg.crop_size), 255, dtype=torch.long)
+        return torch.full((cfg.crop_size, cfg.crop_size), IGNORE, dtype=torch.uint8)
     size = image_size(cfg.data_root, sample)
     mask = open_mask(cfg.data_root, sample, cfg.nclass, size, cfg.ignore_index)
-    # The draws depend on an image's size alone, so the mask can stand for its image.
-    _, mask = base_view(mask, mask, cfg.crop_size, generator(cfg.seed, number, index, role + BASE))
+    return crop_to_weak_view(cfg, mask, index, pass_number, role)
+
+
+def crop_to_weak_view(cfg, mask, index, pass_number, role):
+    """A whole mask (Pillow L), cropped like the image's weak view: (H, W) uint8, padding 255.
+
+    The arguments are those of `weak_ground_truth`.
+    """
+    # The random numbers of the view depend only on the size, so the mask can replace the image.
+    rng = generator(cfg.seed, pass_number, index, role + BASE)
+    _, mask = base_view(mask, mask, cfg.crop_size, rng)
     return label_tensor(mask)
 
 
 class EvalSet(Dataset):
-    """Whole images with truth, in list order: (uint8 (3, H, W), int64 (H, W), position)."""
+    """Whole images with ground truth, in list order.
+
+    An item is (image uint8 (3, H, W), label uint8 (H, W), index), or a UserError if a file is bad.
+    """
 
     def __init__(self, cfg, samples):
         self.cfg, self.samples = cfg, samples
@@ -174,11 +212,11 @@ class EvalSet(Dataset):
 
 def to_tensor(image):
     """Pillow RGB -> uint8 (3, H, W)."""
-    # Band by band: five times as fast as to take the interleaved pixels and move the axis.
+    # Reading the bands one by one is five times faster than moving the axis of the whole array.
     bands = [np.frombuffer(image.tobytes('raw', band), np.uint8) for band in 'RGB']
     return torch.from_numpy(np.stack(bands)).view(3, image.height, image.width)
 
 
 def label_tensor(mask):
-    """Pillow L -> int64 (H, W)."""
-    return torch.from_numpy(np.array(mask)).long()
+    """Pillow L -> uint8 (H, W)."""
+    return torch.from_numpy(np.array(mask))

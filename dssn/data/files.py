@@ -1,4 +1,4 @@
-"""Opening images and masks, with one clear error for whatever is wrong with a file."""
+"""Image and mask files: open them, and report what is wrong with a file in one clear error."""
 import contextlib
 import functools
 import os
@@ -9,23 +9,24 @@ from PIL import Image, UnidentifiedImageError
 
 from dssn.data.causes import cause_of_colours, cause_of_depth, cause_of_values
 from dssn.errors import UserError
+from dssn.labels import IGNORE
 
-# Files from elsewhere: refuse to unpack more pixels than any photograph has, unless told to.
-MOST_PIXELS, MOST_PIXELS_VARIABLE = 200_000_000, 'DSSN_MAX_PIXELS'
-# Pillow's first warning; `opened` raises an error there.
+# A small file may unpack to an image that fills the memory. Photographs are below this limit.
+MAX_PIXELS, MAX_PIXELS_VARIABLE = 200_000_000, 'DSSN_MAX_PIXELS'
+# Pillow warns of large images. `open_untrusted` raises an error instead.
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
-# Formats that Pillow recognises and cannot decode, or gives to another program: Ghostscript runs
-# what an EPS file says.
-NOT_DECODED = ('BUFR', 'EPS', 'GRIB', 'HDF5', 'MPEG', 'WMF')
-ORIENTATION = 0x0112  # EXIF: how viewers turn a photograph; 1 is "not at all"
+# Formats that Pillow recognises, but cannot decode or passes on to another program. For example,
+# Ghostscript would run the program in an EPS file.
+REFUSED_FORMATS = ('BUFR', 'EPS', 'GRIB', 'HDF5', 'MPEG', 'WMF')
+ORIENTATION = 0x0112  # EXIF tag: how viewers turn a photograph; 1 means "not at all"
 
 
 class FileProblem(UserError):
     """What is wrong with one listed file.
 
     Attributes:
-        kind: a key of `dssn.data.findings.KINDS`. file: the file, as its list names it.
-        values: {mask value: pixels} where the values are what is wrong.
+        kind: a key of `dssn.data.check.findings.KINDS`. file: the file, as its list names it.
+        values: {mask value: pixels} if the values are wrong, else None.
     """
 
     def __init__(self, message, kind=None, file=None, values=None):
@@ -34,13 +35,18 @@ class FileProblem(UserError):
 
 
 def open_image(data_root, sample):
-    """The sample's image as RGB; what is not 8-bit is refused, since Pillow would clip it."""
+    """The sample's image as RGB.
+
+    Raises:
+        FileProblem: missing, unreadable, too large, or of more than 8 bits per channel, which
+            Pillow would clip.
+    """
     image = _checked_depth(_open(data_root, sample.image, sample), sample, data_root)
-    return image if image.mode == 'RGB' else image.convert('RGB')  # to itself would copy it
+    return image if image.mode == 'RGB' else image.convert('RGB')  # convert would copy RGB, too
 
 
 def image_size(data_root, sample):
-    """The image's (width, height), from its head alone; refuses what `open_image` does there."""
+    """The (width, height) of the sample's image, read from its header. Raises like `open_image`."""
     image = _open(data_root, sample.image, sample, decode=False)
     return _checked_depth(image, sample, data_root).size
 
@@ -48,89 +54,94 @@ def image_size(data_root, sample):
 def _checked_depth(image, sample, data_root):
     if image.mode[0] in 'IF':
         raise FileProblem(f'{sample.place}: image {os.path.join(data_root, sample.image)} has more '
-                          f'than 8 bits a channel (mode {image.mode}); convert it to 8-bit gray or '
-                          'RGB', 'image_depth', sample.image)
+                          f'than 8 bits per channel (mode {image.mode}); convert it to 8-bit gray '
+                          'or RGB', 'image_depth', sample.image)
     return image
 
 
-def orientation(path):
-    """The EXIF orientation, 1..8, in an image's head; 1 where it tells none."""
+def exif_orientation(path):
+    """The EXIF orientation, 1..8, in the header of an image; 1 if there is none."""
     try:
-        with opened(path) as image:
+        with open_untrusted(path) as image:
             return image.getexif().get(ORIENTATION, 1)
-    except Exception:  # damaged EXIF makes Pillow raise almost anything; viewers ignore it too
+    except Exception:  # damaged EXIF makes Pillow raise almost any error; viewers ignore it, too
         return 1
 
 
-def open_mask(data_root, sample, nclass, size, ignore_index=255):
-    """The sample's mask as an 8-bit image of class indices, 255 = ignore.
+def open_mask(data_root, sample, nclass, size, ignore_index=IGNORE):
+    """The sample's mask as an 8-bit Pillow image of class indices, 255 = ignore.
 
     Args:
-        nclass: classes of the config. size: the image's (width, height), which it must share.
-        ignore_index: a value that is read as 255.
+        nclass: number of classes. size: (width, height) of the image, which the mask must have.
+        ignore_index: mask value that is read as 255.
 
     Raises:
-        FileProblem: unreadable, not single-channel 8-bit (palette indices count as such), another
-            size than the image's, or a value that is neither a class nor 255.
+        FileProblem: missing, unreadable, not single-channel 8-bit (a palette mask counts as such),
+            not of the image's size, or a value is neither a class nor 255.
     """
-    mask = open_index(data_root, sample)
+    mask = open_raw_mask(data_root, sample)
     check_size(data_root, sample, mask, size)
-    index = indices(mask, ignore_index)
+    index = class_indices(mask, ignore_index)
     check_values(data_root, sample, index, nclass, ignore_index, mask.format)
     return Image.fromarray(index)
 
 
-def open_index(data_root, sample):
-    """The sample's mask as it lies in its file: 8 bits a pixel, single channel or palette."""
+def open_raw_mask(data_root, sample):
+    """The sample's mask as stored: 8 bits per pixel, single channel or palette.
+
+    Raises:
+        FileProblem: missing, unreadable, or of another kind.
+    """
     mask = _open(data_root, sample.mask, sample)
     if mask.mode in ('L', 'P'):
         return mask
-    deep = mask.mode[0] in 'IF1'
-    cause = cause_of_depth(mask, sample.mask) if deep else cause_of_colours(mask, sample.mask)
+    wrong_depth = mask.mode[0] in 'IF1'
+    cause = (cause_of_depth if wrong_depth else cause_of_colours)(mask, sample.mask)
     path = os.path.join(data_root, sample.mask)
     raise FileProblem(f'{sample.place}: mask {path} is a {mask.mode} image; a mask is an 8-bit PNG '
                       f'of class indices, single channel or palette: {cause}',
-                      'mask_depth' if deep else 'mask_colour', sample.mask)
+                      'mask_depth' if wrong_depth else 'mask_colour', sample.mask)
 
 
-def indices(mask, ignore_index=255):
-    """The class indices (H, W) uint8 of a mask that `open_index` gave; ignored ones are 255."""
+def class_indices(mask, ignore_index=IGNORE):
+    """The class indices, (H, W) uint8, of a mask from `open_raw_mask`; ignored pixels are 255."""
     index = np.asarray(mask)
-    return index if ignore_index == 255 else \
-        np.where(index == ignore_index, np.uint8(255), index)
+    return index if ignore_index == IGNORE else \
+        np.where(index == ignore_index, np.uint8(IGNORE), index)
 
 
 def check_size(data_root, sample, mask, size):
-    """Raise a FileProblem where the mask is not of the image's (width, height)."""
+    """Raise a FileProblem if the size of a mask is not (width, height) `size` of its image."""
     if mask.size == tuple(size):
         return
     advice = 'they must be of one size'
     if mask.size == tuple(size)[::-1]:
-        turn = orientation(os.path.join(data_root, sample.image))
-        advice += '; width and height are exchanged: is one of them turned?' if turn < 5 else (
-            f': the mask fits the image as viewers turn it (EXIF orientation {turn}), training '
+        turn = exif_orientation(os.path.join(data_root, sample.image))
+        advice += '; width and height are swapped: is one of them turned?' if turn < 5 else (
+            f': the mask fits the image as viewers turn it (EXIF orientation {turn}), but training '
             'reads the stored pixels; turn these: ImageOps.exif_transpose(image), then save it')
     elif abs(mask.width * size[1] - mask.height * size[0]) < max(size):
-        advice += ': resize the mask with Image.NEAREST, other filters invent values'
+        advice += ': resize the mask with Image.NEAREST, because other filters make new values'
     path = os.path.join(data_root, sample.mask)
     raise FileProblem(f'{sample.place}: mask {path} is {mask.width}x{mask.height} but its image '
                       f'{sample.image} is {size[0]}x{size[1]}; {advice}', 'size_mismatch',
                       sample.mask)
 
 
-def check_values(data_root, sample, index, nclass, ignore_index=255, file_format='PNG'):
-    """Raise a FileProblem where a mask (H, W) holds a value that is neither a class nor 255.
+def check_values(data_root, sample, index, nclass, ignore_index=IGNORE, file_format='PNG'):
+    """Raise a FileProblem if a mask (H, W) uint8 holds a value that is neither a class nor 255.
 
     Args:
-        ignore_index: what else is ignored, already 255 here. file_format: Pillow's name of it.
+        index: the mask, in which pixels of `ignore_index` are 255 already. file_format: as Pillow
+            names it.
     """
-    if not ((index >= nclass) & (index != 255)).any():
+    if not ((index >= nclass) & (index != IGNORE)).any():
         return
     pixels = {value: count for value, count in enumerate(np.bincount(index.ravel()).tolist())
               if count}
-    wrong = [value for value in pixels if nclass <= value < 255]
+    wrong = [value for value in pixels if nclass <= value < IGNORE]
     more = f' and {len(wrong) - 1} other values' if len(wrong) > 1 else ''
-    ignored = '255' if ignore_index == 255 else f'{ignore_index} or 255'
+    ignored = '255' if ignore_index == IGNORE else f'{ignore_index} or 255'
     raise FileProblem(
         f'{sample.place}: mask {os.path.join(data_root, sample.mask)} holds value {wrong[0]} on '
         f'{pixels[wrong[0]]} pixels{more}; with nclass = {nclass} a value is 0..{nclass - 1}, or '
@@ -139,34 +150,34 @@ def check_values(data_root, sample, index, nclass, ignore_index=255, file_format
         'wrong_values', sample.mask, pixels)
 
 
-def histogram_text(pixels, most=12):
-    """'0: 812, 1: 40, 17: 3', the `most` frequent of {value: pixels} in order of value."""
-    shown = sorted(sorted(pixels, key=lambda value: -pixels[value])[:most])
-    rest = f', and {len(pixels) - most} other values' if len(pixels) > most else ''
+def histogram_text(pixels, limit=12):
+    """'0: 812, 1: 40, 17: 3': the `limit` most frequent of {value: pixels}, in order of value."""
+    shown = sorted(sorted(pixels, key=lambda value: -pixels[value])[:limit])
+    rest = f', and {len(pixels) - limit} other values' if len(pixels) > limit else ''
     return ', '.join(f'{value}: {pixels[value]}' for value in shown) + rest
 
 
 @contextlib.contextmanager
-def opened(path):
-    """Open a stranger's image with Pillow: its head alone is read.
+def open_untrusted(path):
+    """Open an untrusted image with Pillow. Only its header is read.
 
     Raises:
-        Image.DecompressionBombError: too many pixels. UnidentifiedImageError: no image, or of a
-            format in `NOT_DECODED`. Almost any other: the file is damaged.
+        Image.DecompressionBombError: too many pixels. UnidentifiedImageError: not an image, or of
+            one of `REFUSED_FORMATS`. Almost any other error: the file is damaged.
     """
-    limit = Image.MAX_IMAGE_PIXELS = most_pixels()
+    limit = Image.MAX_IMAGE_PIXELS = max_pixels()
     with Image.open(path, formats=decoded_formats()) as image:
         if image.width * image.height > limit:
             raise Image.DecompressionBombError
         yield image
 
 
-def most_pixels():
-    """How many pixels an image may have: the environment may say another number."""
-    text = os.environ.get(MOST_PIXELS_VARIABLE) or str(MOST_PIXELS)
+def max_pixels():
+    """The largest number of pixels of an image. An environment variable may set it."""
+    text = os.environ.get(MAX_PIXELS_VARIABLE) or str(MAX_PIXELS)
     if not text.isdecimal() or not 0 < int(text[:19]) < 10 ** 18:
-        raise UserError(f"{MOST_PIXELS_VARIABLE} = '{text}' in the environment: must be a whole "
-                        f'number of pixels, such as {MOST_PIXELS} (the default): set it so, or '
+        raise UserError(f"{MAX_PIXELS_VARIABLE} = '{text}' in the environment: must be a whole "
+                        f'number of pixels, such as {MAX_PIXELS} (the default): set it so, or '
                         'unset it')
     return int(text)
 
@@ -175,40 +186,41 @@ def most_pixels():
 def decoded_formats():
     """Pillow's names of the formats that are read, the usual ones first."""
     Image.init()
-    return sorted((name for name in Image.ID if name not in NOT_DECODED),
+    return sorted((name for name in Image.ID if name not in REFUSED_FORMATS),
                   key=lambda name: name not in ('JPEG', 'PNG'))
 
 
 def _open(data_root, name, sample, decode=True):
-    # Where `..` follows a link, the system would go to the parent of what it leads to.
+    # If `..` follows a link, the system would go to the parent folder of the link's target.
     path = os.path.join(data_root, os.path.normpath(name) if os.pardir in name else name)
-    if not os.path.isfile(path):  # not a pipe either, which would never end
-        raise missing_file(data_root, name, sample)
+    if not os.path.isfile(path):  # refuses a pipe, too: reading it might never end
+        raise missing_file_problem(data_root, name, sample)
     try:
-        with opened(path) as image:
+        with open_untrusted(path) as image:
             if decode:
                 image.load()
             return image
     except UserError:
         raise
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise missing_file(data_root, name, sample) from None
+        raise missing_file_problem(data_root, name, sample) from None
     except UnidentifiedImageError:
         raise FileProblem(f'{sample.place}: {path} is not an image that Pillow knows: '
-                          f'{_what_it_is(path)}', 'unreadable', name) from None
+                          f'{_format_advice(path)}', 'unreadable', name) from None
     except Image.DecompressionBombError:
-        raise FileProblem(f'{sample.place}: {path} has more than {most_pixels()} pixels, the limit '
-                          'against files that unpack until the memory is full; cut it into smaller '
-                          'images, or, if it is to be trusted, set a higher limit in the '
-                          f'environment: {MOST_PIXELS_VARIABLE}=1000000000', 'too_large',
+        raise FileProblem(f'{sample.place}: {path} has more than {max_pixels()} pixels. The limit '
+                          'protects the memory from files that unpack to huge images; cut the '
+                          'image into smaller ones, or, if you trust it, set a higher limit in the '
+                          f'environment: {MAX_PIXELS_VARIABLE}=1000000000', 'too_large',
                           name) from None
-    except Exception as error:  # a damaged file makes Pillow raise almost anything
+    except Exception as error:  # a damaged file makes Pillow raise almost any error
         kind = 'truncated' if 'truncated' in str(error).lower() else 'unreadable'
         raise FileProblem(f'{sample.place}: {path} cannot be read: {type(error).__name__}: '
                           f'{error}; copy or download it again', kind, name) from None
 
 
-def _what_it_is(path):
+def _format_advice(path):
+    """What a file probably is that is not an image, and what to do."""
     with open(path, 'rb') as file:
         head = file.read(64)
     if not head:
@@ -216,26 +228,26 @@ def _what_it_is(path):
     if head.startswith((b'%!PS', b'\xc5\xd0\xd3\xc6')):
         return 'it is a PostScript program, and programs are not run; convert it to PNG'
     if head.startswith(b'version https://git-lfs'):
-        return 'it only points to a file in Git LFS; run `git lfs pull`'
+        return 'it is a pointer to a file in Git LFS; run `git lfs pull`'
     if head.lstrip().startswith(b'<'):
         return 'it begins like a web page; download it again'
     return 'convert it to JPEG or PNG'
 
 
-def missing_file(data_root, name, sample):
-    """The FileProblem of a listed file that does not exist, with what may be meant."""
+def missing_file_problem(data_root, name, sample):
+    """The FileProblem of a listed file that does not exist, with advice."""
     folder, base = os.path.split(os.path.join(data_root, name))
     similar = _names_by_stem(folder).get(os.path.splitext(base)[0].lower())
     if os.path.isdir(os.path.join(data_root, name)):
         advice = 'that is a folder: name a file in it'
     elif os.path.exists(os.path.join(data_root, name)):
         advice = 'that is a pipe or a device: name a file'
-    # In a folder of both, an image's mask is no hint to the image.
+    # If one folder holds images and masks, the sample's own mask is not a hint for its image.
     elif similar and os.path.join(folder, similar) not in [
             os.path.join(data_root, n) for n in (sample.image, sample.mask) if n]:
         advice = f'the folder has {similar}: correct the line or rename the file'
     elif os.path.isabs(name):
-        advice = 'paths are relative to data_root: take away what stands before'
+        advice = 'paths are relative to data_root: remove the part before it'
     elif '\\' in name:
         advice = 'write / between folders'
     else:
@@ -244,7 +256,7 @@ def missing_file(data_root, name, sample):
                        f'{os.path.join(data_root, name)}); {advice}', 'missing', name)
 
 
-# Thousands of missing files tend to be of few folders.
+# Cached, because thousands of missing files usually lie in a few folders.
 @functools.lru_cache(maxsize=8)
 def _names_by_stem(folder):
     try:

@@ -1,4 +1,4 @@
-"""Finding a user's images and masks in folders or by globs, and pairing them by stem."""
+"""Find images and masks in folders or by globs, and pair them by stem."""
 import glob
 import os
 
@@ -7,54 +7,58 @@ from dssn.errors import UserError
 
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
 MASK_ENDINGS = ('.png', '.bmp', '.tif', '.tiff', '.gif', '.pgm')
-SHOWN = 3
+SHOWN = 3  # images that an error message lists
 
 
 def pair_files(images, masks, mask_suffixes=('',), image_suffix='', data_root=None):
-    """All images with their masks, where there is one.
+    """Find all images, and the mask of each image that has one.
 
-    A mask belongs to the image whose stem (file name without ending and `image_suffix`) is its
-    own without one of `mask_suffixes`. Where several images share a stem, the one in the folder
-    of the same relative path is meant.
+    The stem of a file is its name without the ending and without a suffix (`image_suffix`, or one
+    of `mask_suffixes`). A mask belongs to the image with the same stem. If several images have
+    this stem, it belongs to the one with the same relative folder.
 
     Args:
-        images, masks: folders, searched with all below them, or globs ('**' spans folders).
-        mask_suffixes, image_suffix: what stems end in, such as '_mask'; may be ''.
-        data_root: folder that the samples are relative to; by default the closest common one.
+        images, masks: folders, searched with their subfolders, or globs ('**' spans folders).
+        mask_suffixes, image_suffix: text at the end of the names, such as '_mask'; may be ''.
+        data_root: folder that the samples are relative to. Default: the closest common folder.
 
     Returns:
-        (`Sample`s in the order of their paths, mask None where there is none; data_root;
-        paths of masks without an image).
+        (`Sample`s in the order of their paths, with mask None for an image without a mask;
+        data_root; paths of masks without an image).
 
     Raises:
-        UserError: nothing found, two masks for an image, images that cannot be told apart, JPEG
-            masks, or files outside `data_root`.
+        UserError: nothing is found, an image has two masks, a mask fits several images, masks are
+            JPEG files, or files lie outside `data_root`.
     """
     image_files, image_base = find_files(images, IMAGE_ENDINGS, '--images')
     mask_files, mask_base = find_files(masks, MASK_ENDINGS, '--masks')
-    # One folder may hold both: a file is then a mask if its stem says so.
+    # One folder may hold images and masks. A file in it is a mask if it has a mask suffix.
     image_keys = {path: key_of(path, image_base, [image_suffix]) for path in image_files}
     mask_keys = {path: key_of(path, mask_base, mask_suffixes) for path in mask_files}
     shared = set(image_files) & set(mask_files)
     if shared and '' in mask_suffixes:
         raise UserError(f'--images {images} and --masks {masks} both find {min(shared)}; give a '
-                        '--mask-suffix, or globs that tell images from masks')
+                        '--mask-suffix, or globs that separate images from masks')
     image_keys = {path: key for path, key in image_keys.items()
                   if key and not (path in shared and mask_keys[path])}
     mask_keys = {path: key for path, key in mask_keys.items() if key}
-    mask_of, alone = match(image_keys, mask_keys)
+    mask_of, unpaired = match(image_keys, mask_keys)
     if not mask_of:
         raise UserError(f'--masks {masks}: no mask matches an image by stem (image '
                         f'{min(image_keys, default=image_files[0])}, mask {mask_files[0]}); name '
-                        'masks as their images, or give a --mask-suffix or --image-suffix')
+                        'masks like their images, or give a --mask-suffix or --image-suffix')
     root = data_root or common_folder([image_base, mask_base])
     samples = [Sample(relative(path, root), mask_of.get(path) and relative(mask_of[path], root),
                       path) for path in sorted(image_keys)]
-    return samples, root, alone
+    return samples, root, unpaired
 
 
 def find_files(pattern, endings, flag):
-    """(sorted files with one of the endings, the folder that their relative paths start from)."""
+    """The files of a folder or glob, by ending.
+
+    Returns:
+        (sorted files with one of the endings, the folder that their relative paths start from).
+    """
     if os.path.isdir(pattern):
         base = pattern
         found = list(visible_files(pattern, flag))
@@ -68,21 +72,26 @@ def find_files(pattern, endings, flag):
     if not files:
         jpegs = [path for path in found if path.lower().endswith(('.jpg', '.jpeg'))]
         if jpegs:
-            raise UserError(f'{flag} {pattern}: {jpegs[0]} is a JPEG, which blurs class indices; '
-                            'save masks as PNG')
+            raise UserError(f'{flag} {pattern}: {jpegs[0]} is a JPEG, which changes class '
+                            'indices; save masks as PNG')
         raise UserError(f'{flag} {pattern}: no file found with an ending of '
                         f"{', '.join(endings)}; name a folder, or quote a glob")
     return files, os.path.normpath(base)
 
 
-def visible_files(folder, flag, left_out=None):
-    """Paths of all files in and below a folder, but hidden ones and those in the folder `left_out`.
+def visible_files(folder, flag, excluded=None):
+    """Yield the paths of all files in a folder and its subfolders.
 
-    Links to folders are followed; a folder that several ways lead to is entered once.
+    Hidden files and folders are left out, and so is the folder `excluded`. Links to folders are
+    followed, but no folder is entered twice. `flag` is the option that named the folder, for the
+    error.
+
+    Raises:
+        UserError: a folder cannot be read.
     """
     def refuse(error):
         raise UserError(f'{flag} {folder}: {error.filename} cannot be read ({error.strerror})')
-    entered = {left_out and os.path.realpath(left_out)}
+    entered = {excluded and os.path.realpath(excluded)}
     for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         if os.path.realpath(place) in entered:
             folders.clear()
@@ -93,7 +102,7 @@ def visible_files(folder, flag, left_out=None):
 
 
 def key_of(path, base, suffixes):
-    """(stem without its suffix, relative folder), or None where no suffix fits."""
+    """(stem without its suffix, relative folder), or None if the stem has none of the suffixes."""
     stem = os.path.splitext(os.path.basename(path))[0]
     for suffix in sorted(suffixes, key=len, reverse=True):
         if stem.endswith(suffix) and len(stem) > len(suffix):
@@ -102,11 +111,11 @@ def key_of(path, base, suffixes):
 
 
 def match(image_keys, mask_keys):
-    """({image: mask}, masks without an image)."""
+    """Pair images and masks by their keys; returns ({image: mask}, masks without an image)."""
     by_stem = {}
     for path, (stem, folder) in sorted(image_keys.items()):
         by_stem.setdefault(stem, {}).setdefault(folder, []).append(path)
-    mask_of, alone = {}, []
+    mask_of, unpaired = {}, []
     for mask, (stem, folder) in sorted(mask_keys.items()):
         folders = by_stem.get(stem, {})
         candidates = [path for paths in folders.values() for path in paths]
@@ -115,27 +124,27 @@ def match(image_keys, mask_keys):
         if len(candidates) > 1 or (not candidates and len(folders) > 1):
             paths = sorted(path for group in folders.values() for path in group)
             raise UserError(f"mask {mask}: {len(paths)} images have its stem '{stem}' "
-                            f"({', '.join(paths[:SHOWN])}); name images apart, or lay masks out in "
-                            'the same folders as images')
+                            f"({', '.join(paths[:SHOWN])}); give the images different names, or "
+                            'put the masks into the same folders as the images')
         if not candidates:
-            alone.append(mask)
+            unpaired.append(mask)
             continue
         image, = candidates
         if image in mask_of:
             raise UserError(f'image {image}: two masks match it, {mask_of[image]} and {mask}; '
                             'remove one, or narrow --masks or --mask-suffix')
         mask_of[image] = mask
-    return mask_of, alone
+    return mask_of, unpaired
 
 
 def common_folder(folders):
-    """The closest folder that holds all of them, relative if they are."""
+    """The closest folder that holds all the folders: relative, unless all of them are absolute."""
     common = os.path.commonpath([os.path.abspath(folder) for folder in folders])
     return common if all(os.path.isabs(folder) for folder in folders) else os.path.relpath(common)
 
 
 def relative(path, root):
-    """`path` as a list names it: below the data root, with forward slashes."""
+    """`path` relative to the data root, with forward slashes. Raises UserError if it is outside."""
     inside = os.path.relpath(os.path.abspath(path), os.path.abspath(root))
     if inside.split(os.sep)[0] == os.pardir:
         raise UserError(f'{path}: outside --data-root {root}; name a folder that holds images and '

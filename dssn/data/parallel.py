@@ -1,4 +1,4 @@
-"""Work on many files by several processes, ended by Ctrl-C and by the death of one of them."""
+"""Work on many files in several processes. All end if one is killed, and after Ctrl-C."""
 import collections
 import contextlib
 import multiprocessing
@@ -8,65 +8,68 @@ from concurrent.futures.process import BrokenProcessPool
 
 from dssn.errors import UserError
 
-CHUNK = 8  # items that a process takes at once
+CHUNK = 8  # items that a process takes at a time
 
 
 def in_processes(work, items, workers):
     """Yield work(item) for each item, in order.
 
     Args:
-        work: what pickle can carry. items: a list. workers: processes; 0 or 1: this one alone.
+        work: a function that pickle can carry. items: a list. workers: number of processes; with 0
+            or 1 this process does the work.
 
     Raises:
-        UserError: a process was killed. And what `work` raises.
+        UserError: a process was killed. Errors of `work` are raised, too.
     """
     if workers < 2:
         yield from map(work, items)
         return
-    # Started anew, not forked: threads of this process (progress bar, PyTorch) cannot be copied.
+    # Processes are spawned, not forked: threads of this process (progress bar, PyTorch) would not
+    # survive a fork.
     context = multiprocessing.get_context('spawn')
-    # Without a lock: a process that is killed cannot leave it locked.
-    abandoned = context.RawValue('b', 0)
-    with ProcessPoolExecutor(workers, context, initializer=share, initargs=(abandoned,)) as pool:
+    # A value without a lock: a killed process cannot leave it locked.
+    stop = context.RawValue('b', 0)
+    with ProcessPoolExecutor(workers, context, initializer=set_stop_flag, initargs=(stop,)) as pool:
         waiting = collections.deque()
         try:
             for start in range(0, len(items), CHUNK):
-                # A call starts a process while there are too few; Ctrl-C is for this one.
-                with interrupts_later():
+                # `submit` may start a process, which must not receive Ctrl-C.
+                with delayed_interrupts():
                     waiting.append(pool.submit(work_on, work, items[start:start + CHUNK]))
-                # No more than what keeps all busy, so that results do not pile up.
+                # Submit only as much as keeps all processes busy, so that results do not pile up.
                 if len(waiting) > 4 * workers:
                     yield from waiting.popleft().result()
             while waiting:
                 yield from waiting.popleft().result()
         except BrokenProcessPool:
-            raise UserError('one of the processes was killed, perhaps for its memory; use fewer '
-                            '--workers (1 works in one process)') from None
+            raise UserError('one of the processes was killed, perhaps because it used too much '
+                            'memory; use fewer --workers (1 works in one process)') from None
         finally:
-            # After an error nobody waits for the rest. Not by cancelling it: up to Python 3.10 the
-            # executor hangs where all that waits is cancelled and nothing is being worked on.
-            abandoned.value = 1
+            # After an error the remaining work is not needed. It is not cancelled: up to Python
+            # 3.10 the executor hangs if all waiting work is cancelled and no process is working.
+            stop.value = 1
 
 
-def share(abandoned):
-    """Keep the flag that ends all work, in a process that works."""
-    work_on.abandoned = abandoned
+def set_stop_flag(stop):
+    """Keep the flag that ends all work. Runs in each worker process when it starts."""
+    work_on.stop = stop
 
 
 def work_on(work, items):
+    """[work(item) for each item], shorter if the stop flag is set meanwhile."""
     results = []
     for item in items:
-        if work_on.abandoned.value:
+        if work_on.stop.value:
             break
         results.append(work(item))
     return results
 
 
 @contextlib.contextmanager
-def interrupts_later():
-    """Ctrl-C takes effect at the end; a process started meanwhile never sees it.
+def delayed_interrupts():
+    """Delay Ctrl-C to the end of the block. Processes started in it never receive it.
 
-    A signal that is blocked when a process starts stays so in it, from its first moment.
+    A process inherits the blocked signals of its parent when it starts.
     """
     caught = []
     handler = signal.signal(signal.SIGINT, lambda *args: caught.append(args))

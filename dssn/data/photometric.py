@@ -1,8 +1,9 @@
-"""Photometric operations on Pillow images: how each is drawn, and what it does to pixels.
+"""Photometric operations on Pillow images: how each is sampled, and what it does to pixels.
 
-Drawing comes first and needs no image: a view's operations are a list of `Operation`. `apply` works
-them out, to the last bit as Pillow and torchvision would one after another, but only where it
-matters and by tables where Pillow computes. `rng` is a numpy Generator; every draw comes from it.
+Sampling needs no image: it returns the operations of a view as a list of `Operation`. `apply` then
+applies them. The result is bit-identical to applying Pillow's and torchvision's functions one after
+another. It is faster, because it computes only the part that is needed, and replaces arithmetic by
+tables. `rng` is a numpy Generator, the only source of random numbers.
 """
 import math
 from typing import NamedTuple, Optional
@@ -12,12 +13,12 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps, ImageStat
 
 
 class Operation(NamedTuple):
-    """A name of `PIXELS` and how strongly it is done; None where there is no choice."""
+    """A name in `PIXELS` and its strength; None if the operation has no strength."""
     name: str
     strength: Optional[float] = None
 
 
-# Draws: each gives a list of operations.
+# Sampling: each function returns a list of operations.
 
 def color_jitter(rng):
     """Brightness, contrast, saturation (0.5 to 1.5) and hue (-0.25 to 0.25), in random order."""
@@ -28,25 +29,31 @@ def color_jitter(rng):
 
 
 def grayscale(rng):
+    """Convert to gray."""
     return [Operation('grayscale')]
 
 
 def blur(rng):
+    """Gaussian blur with a sigma of 0.1 to 2.0 pixels."""
     return [Operation('blur', _sigma(rng))]
 
 
-def sometimes(draw, probability, rng):
-    return draw(rng) if rng.random() < probability else []
+def sometimes(sample, probability, rng):
+    """`sample(rng)` with a probability, else no operation."""
+    return sample(rng) if rng.random() < probability else []
 
 
 def strong_pool(rng, num_aug, random_number=True):
-    """n operations of the pool drawn with replacement, n uniform in 1..num_aug (or num_aug)."""
+    """n operations of the pool, sampled with replacement.
+
+    n is uniform in 1..num_aug, or num_aug if not random_number.
+    """
     n = int(rng.integers(1, num_aug, endpoint=True)) if random_number else num_aug
-    drawn = [STRONG_POOL[i] for i in rng.integers(0, len(STRONG_POOL), n)]
-    return [Operation(name, strength(rng)) for name, strength in drawn]
+    sampled = [STRONG_POOL[i] for i in rng.integers(0, len(STRONG_POOL), n)]
+    return [Operation(name, strength(rng)) for name, strength in sampled]
 
 
-def _nothing(rng):
+def _no_strength(rng):
     return None
 
 
@@ -71,11 +78,11 @@ def _shift(rng):
     return int(sign * 0.5 * rng.random() * 255)
 
 
-# (name, how its strength is drawn).
+# (name, function that samples its strength)
 STRONG_POOL = (
-    ('identity', _nothing),
-    ('autocontrast', _nothing),
-    ('equalize', _nothing),
+    ('identity', _no_strength),
+    ('autocontrast', _no_strength),
+    ('equalize', _no_strength),
     ('blur', _sigma),
     ('contrast', _factor),
     ('brightness', _factor),
@@ -87,23 +94,25 @@ STRONG_POOL = (
 )
 
 
-# Pixels: image (RGB, or L once it is gray) and strength -> image.
+# Pixels: each function maps an image (RGB, or L after `grayscale`) and a strength to an image.
 
-RAMP = Image.frombytes('L', (256, 1), bytes(range(256)))  # every value: what comes of it is a table
+RAMP = Image.frombytes('L', (256, 1), bytes(range(256)))  # every value once
 
 
-def _looked_up(image, ramp):
-    return image.point(list(ramp.tobytes()) * len(image.getbands()))
+def _apply_table(image, table):
+    """Replace each value by the one that `table`, a processed `RAMP`, has at its place."""
+    return image.point(list(table.tobytes()) * len(image.getbands()))
 
 
 def brightness(image, factor):
-    return _looked_up(image, ImageEnhance.Brightness(RAMP).enhance(factor))
+    """Blend with black."""
+    return _apply_table(image, ImageEnhance.Brightness(RAMP).enhance(factor))
 
 
 def contrast(image, factor):
     """Blend with the mean luma of the whole image."""
     mean = int(ImageStat.Stat(image.convert('L')).mean[0] + 0.5)
-    return _looked_up(image, Image.blend(Image.new('L', RAMP.size, mean), RAMP, factor))
+    return _apply_table(image, Image.blend(Image.new('L', RAMP.size, mean), RAMP, factor))
 
 
 def color(image, factor):
@@ -112,12 +121,13 @@ def color(image, factor):
 
 
 def shift_hue(image, shift):
-    """Turn the 8-bit hue by `shift` steps, wrapping at 256; saturation and value stay.
+    """Add `shift` to the 8-bit hue, modulo 256. Saturation and value stay.
 
-    Pillow's conversion to HSV and back, but the way back in whole arrays. There each channel is
-    v (1 - s/255 k/85), rounded, where k = 0..85 depends on the hue alone. In whole numbers that is
-    v (FULL - s k) / FULL: the numerator is exact in float32, and since FULL is odd the quotient
-    is at least 1 / (2 FULL) away from where rounding turns, three times a float32's error.
+    Pillow converts to HSV. The way back to RGB is computed on whole arrays, with the same result.
+    There each channel is v (1 - s/255 k/85), rounded, where k in 0..85 depends only on the hue. In
+    integers this is v (FULL - s k) / FULL. Float32 is exact enough: it represents the numerator
+    exactly, and since FULL is odd, the quotient is at least 1 / (2 FULL) away from the nearest
+    half, which is three times the error of a float32 division.
     """
     if image.mode == 'L':
         return image  # gray has no hue
@@ -127,7 +137,7 @@ def shift_hue(image, shift):
              for k in HUE_PARTS]
     saturation, value = np.frombuffer(saturation, np.uint8), np.frombuffer(value, np.uint8)
     channels = np.empty((3, len(value)), np.uint8)
-    for start in range(0, len(value), 1 << 15):  # in pieces that stay in a core's cache
+    for start in range(0, len(value), 1 << 15):  # pieces that fit into the cache of a core
         piece = slice(start, start + (1 << 15))
         s, v = saturation[piece].astype(np.uint16), value[piece].astype(np.float32)
         for channel, k in zip(channels, parts):
@@ -137,16 +147,16 @@ def shift_hue(image, shift):
 
 
 def _hue_parts():
-    """k of `shift_hue` for red, green, blue at each hue: (3, 256) uint8.
+    """k of `shift_hue` for red, green and blue at each hue: (3, 256) uint8.
 
-    The circle has six sectors of 85 half steps. From one to the next one channel goes down or up,
-    the others stay at most (k = 0) and least (k = 85).
+    The hue circle has six sectors of 85 half steps. In each sector one channel falls or rises, one
+    is at its maximum (k = 0) and one at its minimum (k = 85).
     """
-    sector, step = np.divmod(2 * np.arange(256), 85)  # 255 is where the circle closes, as 0 is
-    most, down, least, up = 0 * step, step, 0 * step + 85, 85 - step
-    red = most, down, least, least, up, most
-    green = up, most, most, down, least, least
-    blue = least, least, up, most, most, down
+    sector, step = np.divmod(2 * np.arange(256), 85)  # hue 255 closes the circle: it equals hue 0
+    high, down, low, up = 0 * step, step, 0 * step + 85, 85 - step
+    red = high, down, low, low, up, high
+    green = up, high, high, down, low, low
+    blue = low, low, up, high, high, down
     return np.stack([np.choose(sector % 6, channel)
                      for channel in (red, green, blue)]).astype(np.uint8)
 
@@ -156,20 +166,22 @@ HUE_PARTS = _hue_parts()
 
 
 def gaussian_blur(image, sigma):
+    """Pillow's approximation of a Gaussian blur."""
     return image.filter(ImageFilter.GaussianBlur(sigma))
 
 
 WHOLE = None
-# name: (function, reach). A pixel of the result depends on those up to `reach` away, or on WHOLE.
+# name: (function, reach). A pixel of the result depends on the pixels up to `reach` away from it,
+# or on the WHOLE image.
 PIXELS = {
     'identity': (lambda image, _: image, 0),
     'brightness': (brightness, 0),
     'contrast': (contrast, WHOLE),
     'color': (color, 0),
     'hue': (shift_hue, 0),
-    # Three equal bands from here on: one will do until the end.
+    # From here on the three bands are equal. One band is enough until `apply` returns RGB.
     'grayscale': (lambda image, _: image.convert('L'), 0),
-    # Pillow's is three box blurs, each to no more than two pixels away with sigma up to 2.
+    # Pillow applies three box blurs. With a sigma of at most 2, each reaches 2 pixels.
     'blur': (gaussian_blur, 6),
     'autocontrast': (lambda image, _: ImageOps.autocontrast(image), WHOLE),
     'equalize': (lambda image, _: ImageOps.equalize(image), WHOLE),
@@ -180,26 +192,30 @@ PIXELS = {
 
 
 def apply(operations, image, box=None):
-    """Do the operations one after another.
+    """Apply the operations one after another.
 
     Args:
-        image: Pillow RGB. box: (top, left, height, width) of what is wanted of the result.
+        operations: list of `Operation`. image: Pillow RGB.
+        box: (top, left, height, width) of the needed part of the result; None: all of it.
 
     Returns:
-        RGB, of the image's size or the box's: the same pixels as of the whole, cut afterwards.
+        RGB, of the size of the image or of the box. A box holds the same pixels as the whole
+        result cropped to it.
     """
     steps = [PIXELS[name] + (strength,) for name, strength in operations]
-    everywhere = 1 + max((i for i, (_, reach, _) in enumerate(steps) if reach is WHOLE), default=-1)
-    for function, _, strength in steps[:everywhere]:
+    # Up to the last operation that depends on the whole image, all pixels are needed.
+    n_whole = 1 + max((i for i, (_, reach, _) in enumerate(steps) if reach is WHOLE), default=-1)
+    for function, _, strength in steps[:n_whole]:
         image = function(image, strength)
     if box is not None:
         top, left, height, width = box
-        margin = sum(reach for _, reach, _ in steps[everywhere:])
-        up, before = max(top - margin, 0), max(left - margin, 0)
-        image = image.crop((before, up, min(left + width + margin, image.width),
+        margin = sum(reach for _, reach, _ in steps[n_whole:])
+        crop_top, crop_left = max(top - margin, 0), max(left - margin, 0)
+        image = image.crop((crop_left, crop_top, min(left + width + margin, image.width),
                             min(top + height + margin, image.height)))
-    for function, _, strength in steps[everywhere:]:
+    for function, _, strength in steps[n_whole:]:
         image = function(image, strength)
     if box is not None:
-        image = image.crop((left - before, top - up, left - before + width, top - up + height))
+        top, left = top - crop_top, left - crop_left
+        image = image.crop((left, top, left + width, top + height))
     return image if image.mode == 'RGB' else image.convert('RGB')

@@ -1,17 +1,22 @@
-"""Geometric operations, which move image and mask together: first drawn, as a window, then cut
-from both, resizing nothing else. `rng` is a numpy Generator; every draw comes from it.
+"""Geometric operations on an image and its mask: sample a window, then crop it from both.
+
+Only the window itself is resized. `rng` is a numpy Generator, the only source of random numbers.
 """
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
-IGNORE = 255
+from dssn.labels import IGNORE
 
 
 class Window(NamedTuple):
-    """What a view shows of an image: of the whole, resized to width x height, the square of `side`
-    pixels whose left upper corner is (left, top); right and bottom of the whole is padding."""
+    """The part of an image that a view shows.
+
+    The image is resized to width x height. The view is a square of `side` pixels of it, whose upper
+    left corner is (left, top). Where the square exceeds the image, at the right and at the bottom,
+    it is padded. The view may then be mirrored.
+    """
     width: int
     height: int
     left: int
@@ -21,19 +26,22 @@ class Window(NamedTuple):
 
     @property
     def size(self):
-        """(width, height) of what is no padding."""
+        """(width, height) of the view without its padding."""
         return min(self.width, self.side), min(self.height, self.side)
 
 
 def random_window(size, side, rng):
-    """Random scale, random place, mirrored or not, for an image of (width, height) `size`."""
+    """A `Window` of random scale, place and mirroring, for an image of (width, height) `size`."""
     width, height = random_size(size, rng)
     left, top = random_place((width, height), side, rng)
     return Window(width, height, left, top, side, random_flip(rng))
 
 
 def random_size(size, rng, ratio=(0.5, 2.0)):
-    """Scale (width, height): the long side to a uniform whole number in ratio * itself, ends too."""
+    """A random new size (width, height) with the same aspect ratio.
+
+    The long side is a whole number, uniform in `ratio` times its old value, both ends included.
+    """
     long, short = max(size), min(size)
     new_long = int(rng.integers(int(long * ratio[0]), int(long * ratio[1]), endpoint=True))
     new_long = max(new_long, 1)
@@ -42,7 +50,10 @@ def random_size(size, rng, ratio=(0.5, 2.0)):
 
 
 def random_place(size, side, rng):
-    """(left, top) of a uniform window of `side` in (width, height), which is padded to hold one."""
+    """(left, top) of a square of `side`, uniform in an image of (width, height) `size`.
+
+    A side of the image that is shorter than the square counts as padded to its length.
+    """
     left = int(rng.integers(0, max(size[0], side) - side, endpoint=True))
     top = int(rng.integers(0, max(size[1], side) - side, endpoint=True))
     return left, top
@@ -53,45 +64,50 @@ def random_flip(rng):
     return bool(rng.random() < 0.5)
 
 
-def cut_image(image, window):
-    """The window of the image, resized bilinearly; padding is black.
+def crop_image(image, window):
+    """The window of an image, resized bilinearly. Padding is black.
 
-    The same as to resize the whole and then to crop, within 2 grey levels: Pillow looks around
-    `box` for what the filter needs, and keeps the box in single precision.
+    The result differs by at most 2 grey levels from resizing the whole image and then cropping.
+    (Pillow's filter also reads the pixels around `box`, and Pillow keeps `box` in single
+    precision.)
     """
-    wide, tall = window.size
-    x, y = image.width, image.height
-    box = (window.left * x / window.width, window.top * y / window.height,
-           (window.left + wide) * x / window.width, (window.top + tall) * y / window.height)
-    return _finish(image.resize((wide, tall), Image.Resampling.BILINEAR, box), window, 0)
+    width, height = window.size
+    box = (window.left * image.width / window.width,
+           window.top * image.height / window.height,
+           (window.left + width) * image.width / window.width,
+           (window.top + height) * image.height / window.height)
+    return _pad_and_mirror(image.resize((width, height), Image.Resampling.BILINEAR, box), window, 0)
 
 
-def cut_mask(mask, window):
-    """The window of the mask, resized to the nearest pixel; padding is 255.
+def crop_mask(mask, window):
+    """The window of a mask, resized by nearest neighbours. Padding is 255.
 
-    Exactly the same as to resize the whole and then to crop.
+    The result equals resizing the whole mask and then cropping.
     """
-    wide, tall = window.size
-    columns = nearest(mask.width, window.width)[window.left:window.left + wide]
-    rows = nearest(mask.height, window.height)[window.top:window.top + tall]
+    width, height = window.size
+    columns = nearest(mask.width, window.width)[window.left:window.left + width]
+    rows = nearest(mask.height, window.height)[window.top:window.top + height]
     index = np.asarray(mask)[rows].take(columns, axis=1)
-    return _finish(Image.fromarray(index), window, IGNORE)
+    return _pad_and_mirror(Image.fromarray(index), window, IGNORE)
 
 
-def cut_padding(window):
-    """The mask of an image without one: 0, and 255 on padding."""
-    return _finish(Image.new('L', window.size, 0), window, IGNORE)
+def padding_mask(window):
+    """The mask of an image without ground truth: 255 on padding, 0 elsewhere."""
+    return _pad_and_mirror(Image.new('L', window.size, 0), window, IGNORE)
 
 
 def nearest(old, new):
-    """For each of `new` pixels in a row the nearest of `old`: as Pillow rounds, hence asked of it."""
-    places = Image.fromarray(np.arange(old, dtype=np.int32)[None])
-    return np.asarray(places.resize((new, 1), Image.Resampling.NEAREST))[0]
+    """The indices of `old` pixels that a row of `new` pixels takes: int32 (new,).
+
+    Pillow computes them, so that rounding is the same as in its resize.
+    """
+    indices = Image.fromarray(np.arange(old, dtype=np.int32)[None])
+    return np.asarray(indices.resize((new, 1), Image.Resampling.NEAREST))[0]
 
 
-def _finish(part, window, fill):
-    """Pad to the window's side, then mirror left and right if it is mirrored."""
-    wide, tall = part.size
+def _pad_and_mirror(part, window, fill):
+    """Pad to the window's side at the right and at the bottom, then mirror if `mirrored`."""
+    width, height = part.size
     if part.size != (window.side, window.side):
-        part = ImageOps.expand(part, (0, 0, window.side - wide, window.side - tall), fill=fill)
+        part = ImageOps.expand(part, (0, 0, window.side - width, window.side - height), fill=fill)
     return ImageOps.mirror(part) if window.mirrored else part

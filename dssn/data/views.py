@@ -1,42 +1,53 @@
-"""The views of an image that training sees: base (weak), strong, and the CutMix box."""
+"""The views of an image in training: weak, strong, and the CutMix box."""
 import numpy as np
 
-from dssn.data import photometric as P
-from dssn.data import transforms as T
+from dssn.data import photometric as P, transforms as T
 
 NO_BOX = (0, 0, 0, 0)
 
 
-def generator(*where):
-    """The random numbers of one view of one sample, from whole numbers that name it.
+def generator(*key):
+    """The random generator of one view of one sample.
 
-    (seed, epoch, index, view): a view's draws depend on nothing else, so they are the same for
-    any number of loader workers, and a run that resumes needs to replay nothing.
+    Args:
+        key: whole numbers that name the view: (seed, epoch, index, view).
+
+    The random numbers of a view depend on nothing else. They are therefore the same for any number
+    of loader workers, and a resumed run need not replay earlier samples.
     """
-    return np.random.default_rng(where)
+    return np.random.default_rng(key)
 
 
 def base_view(image, mask, size, rng):
-    """Random scale, pad, crop to size x size, flip.
+    """Random scale, padding, crop to size x size, flip. The weak view of an unlabeled image.
 
     Args:
         image: Pillow RGB. mask: Pillow L, or None for an unlabeled image.
 
     Returns:
-        (image, mask), size x size. The mask is 255 on padding; without a mask it is 0 elsewhere.
+        (image, mask), size x size. The mask is 255 on padding. Without a given mask it is 0
+        elsewhere.
     """
     window = T.random_window(image.size, size, rng)
-    mask = T.cut_padding(window) if mask is None else T.cut_mask(mask, window)
-    return T.cut_image(image, window), mask
+    mask = T.padding_mask(window) if mask is None else T.crop_mask(mask, window)
+    return T.crop_image(image, window), mask
 
 
 def strong_view(image, rng, num_aug=0, random_number=True, box=None):
-    """The image after a view's `strong_operations`; of it the `box` (see `cutmix_box`) alone."""
+    """The image after random `strong_operations`, or only the part of it in `box`.
+
+    Args:
+        image: Pillow RGB. box: (top, left, height, width), see `cutmix_box`; None: the whole image.
+    """
     return P.apply(strong_operations(rng, num_aug, random_number), image, box)
 
 
 def strong_operations(rng, num_aug=0, random_number=True):
-    """Draw jitter, grayscale and blur, each by its chance, then the strong pool if num_aug > 0."""
+    """Sample the operations of a strong view, in their order.
+
+    Colour jitter, grayscale and blur occur with probability 0.8, 0.2 and 0.5. If num_aug > 0,
+    operations of the strong pool follow (see `photometric.strong_pool`).
+    """
     operations = P.sometimes(P.color_jitter, 0.8, rng)
     operations += P.sometimes(P.grayscale, 0.2, rng)
     operations += P.sometimes(P.blur, 0.5, rng)
@@ -46,10 +57,11 @@ def strong_operations(rng, num_aug=0, random_number=True):
 
 
 def cutmix_box(size, rng, probability=0.5, area=(0.02, 0.4), ratio=(0.3, 1 / 0.3)):
-    """Draw a CutMix box in a size x size crop: (top, left, height, width), or NO_BOX.
+    """Sample a CutMix box in a size x size crop: (top, left, height, width), or NO_BOX.
 
-    The area is drawn once, uniform in `area` of the crop. Height/width (uniform in `ratio`, not
-    log-uniform; sides cut to whole pixels) and position are drawn again until the box fits.
+    The area is sampled once, uniform in `area` (fractions of the crop). Height/width and position
+    are sampled until the box lies in the crop. Height/width is uniform in `ratio` (not
+    log-uniform). Sides are rounded down to whole pixels.
     """
     if rng.random() >= probability:
         return NO_BOX

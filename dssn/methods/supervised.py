@@ -1,17 +1,16 @@
 """The baseline: the labeled loss alone."""
 from dataclasses import dataclass
 
-from dssn.config import Config, key
-from dssn.losses import build_labeled_loss, labeled_pixels
+from dssn.keys import Config
+from dssn.losses import build_labeled_loss
 from dssn.methods import Terms
 from dssn.pseudo_labels import classes
 
 
 @dataclass(frozen=True)
 class SupervisedConfig(Config):
-    """The keys that only supervised training has."""
-    epoch_steps: int = key(0, 'optimizer steps of an epoch, to which the labeled list is dealt out '
-                              'again and again; 0: one pass over it', low=0)
+    """Supervised training has only the keys that all methods share."""
+    takes_unlabeled = False
 
 
 class Supervised:
@@ -22,20 +21,18 @@ class Supervised:
     uses_teacher = False
 
     def __init__(self, cfg):
-        self.labeled_loss = build_labeled_loss(cfg.criterion, cfg.accumulate)
+        self.labeled_loss = build_labeled_loss(cfg)
         self.watched = False
 
     def start_step(self, epoch, step, teacher, watched=False):
         """The objective stays the same during training."""
         self.watched = watched
 
-    def __call__(self, student, teacher, x, u, v):
-        logits = student(x.weak)                                    # (B, C, H, W)
+    def __call__(self, student, teacher, labeled, unlabeled, partner):
+        logits = student(labeled.image)                              # (B, C, H, W)
         predictions = {'labeled': classes(logits)} if self.watched else {}
-        return Terms({'supervised': self.labeled_loss(logits, x.label)}, predictions=predictions)
-
-    def counts(self, x, u, v):
-        return {'supervised': labeled_pixels(x)}
+        return Terms({'supervised': self.labeled_loss(logits, labeled.label)},
+                     predictions=predictions)
 
     def total(self, losses):
         return losses['supervised']

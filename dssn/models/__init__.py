@@ -1,4 +1,4 @@
-"""Segmentation networks: `build_model` turns a configuration into a DeepLabV3+."""
+"""Segmentation networks: `build_model` builds a DeepLabV3+ from a config."""
 
 import torch
 
@@ -18,7 +18,7 @@ BACKBONES = {
 
 
 def build_model(cfg):
-    """DeepLabV3+ as configured, randomly initialised (ImageNet: see `dssn.models.weights`).
+    """DeepLabV3+ as configured, with random weights (for ImageNet see `dssn.models.pretrained`).
 
     Args:
         cfg: an object with the attributes nclass, backbone, stem, replace_stride_with_dilation
@@ -29,11 +29,11 @@ def build_model(cfg):
         DeepLabV3Plus: float32, on the CPU, in training mode.
 
     Raises:
-        UserError: an unknown backbone, or a key that Xception cannot follow.
+        UserError: the backbone is unknown, or a key has a value that Xception does not support.
     """
     if cfg.backbone not in BACKBONES:
-        raise UserError("backbone: %r is unknown; known backbones: %s"
-                        % (cfg.backbone, ', '.join(BACKBONES)))
+        raise UserError(f"backbone: {cfg.backbone!r} is unknown; known backbones: "
+                        f"{', '.join(BACKBONES)}")
     if cfg.backbone == 'xception':
         check_xception_keys(cfg)
         backbone = Xception()
@@ -46,12 +46,12 @@ def build_model(cfg):
 
 
 def check_xception_keys(cfg):
-    """Xception comes in one form: a key that would ask for another is an error, not ignored."""
+    """Raise a UserError for a key with another value than that of Xception, which has one form."""
     fixed = {'stem': 'deep', 'replace_stride_with_dilation': [False, False, True],
              'base_channels': 64}
     for key, only in fixed.items():
         value = getattr(cfg, key)
         value = list(value) if isinstance(value, tuple) else value
         if value != only:
-            raise UserError("%s: %r has no meaning for backbone: xception, which has one form; "
-                            "leave the key out (%r) or choose a ResNet" % (key, value, only))
+            raise UserError(f'{key}: {value!r} is not possible with backbone: xception, which has '
+                            f'one form; leave the key out ({only!r}) or choose a ResNet')

@@ -1,10 +1,10 @@
-"""DeepLabV3+: a backbone, an ASPP head, and a decoder that can also run on perturbed features.
+"""DeepLabV3+: a backbone, an ASPP head, and a decoder that also takes perturbed features.
 
 Source: Chen et al., "Encoder-Decoder with Atrous Separable Convolution" (ECCV 2018). Parameter
 names are those of the public DSSN and UniMatch checkpoints.
 
 Legend: N images, C classes, H x W pixels; c1 (N, C1, H/4, W/4) and c4 (N, C4, H/16, W/16) are the
-backbone's maps.
+backbone's feature maps.
 """
 
 import torch
@@ -17,10 +17,11 @@ class DeepLabV3Plus(nn.Module):
     """DeepLabV3+ with feature-level strong views.
 
     Args:
-        backbone: module that maps images to (c1, c4) and states low_channels, high_channels.
+        backbone: module that maps images to (c1, c4), with attributes low_channels and
+            high_channels.
         nclass: number of classes C.
         dilations: dilations of the head's three 3x3 branches.
-        decoder_channels: width of the two `fuse` convolutions.
+        decoder_channels: output channels of the two `fuse` convolutions.
     """
 
     def __init__(self, backbone, nclass, dilations=(6, 12, 18), decoder_channels=256):
@@ -35,18 +36,19 @@ class DeepLabV3Plus(nn.Module):
         self.classifier = nn.Conv2d(decoder_channels, nclass, 1)
 
     def forward(self, images, perturb=0, lean=False, views=2):
-        """Logits at the images' own size.
+        """Logits in the size of the images.
 
         Args:
             images (Tensor): float (N, 3, H, W), normalised.
-            perturb (int): of the last so many images (U), predictions from perturbed copies of the
-                features, too. As in the release the copies of all N images go with the clean
-                features through the decoder as one batch, of 3N with two views, so that all share
-                the decoder's batch statistics in training mode.
-            lean (bool): perturb the last U images alone, one batch of N - U clean and U perturbed
-                features a view, and predict from their clean features in a pass of its own and
-                without gradient. The predictions are the same but for batch statistics.
-            views (int): how many copies of each image, at least 1.
+            perturb (int): U, the number of images, the last ones, that are also predicted from
+                perturbed copies of their features. As in the release the decoder gets the clean
+                features of all N images and the copies of all N images as one batch (3N with two
+                views), so that all share its batch statistics in training mode.
+            lean (bool): perturb only the last U images. The decoder gets one batch of the N - U
+                clean features of the others and the U perturbed ones of each view. The clean
+                features of the U images go through it in a second pass without gradient. The
+                predictions differ only by batch statistics.
+            views (int): number of perturbed copies of each image, at least 1.
 
         Returns:
             Tensor: logits (N, C, H, W); or, with perturb, the tuple (clean, fp1, fp2, ...) of
@@ -58,11 +60,13 @@ class DeepLabV3Plus(nn.Module):
             return resize(as_float(self.decode(c1, c4)), size)
         n = len(images) - perturb
         if lean:
-            with torch.no_grad():
-                own = self.decode(c1[n:], c4[n:])
             labeled, *copies = self.decode(*[
                 torch.cat([c[:n]] + perturbed(c[n:], views)) for c in (c1, c4)]).split(
                     [n] + views * [perturb])
+            # After the pass with gradient: before PyTorch 2.2 autocast caches the half-precision
+            # weights of the first pass, and those of a pass without gradient transmit no gradient.
+            with torch.no_grad():
+                own = self.decode(c1[n:], c4[n:])
             clean = torch.cat([labeled, own])
         else:
             clean, *copies = self.decode(*[
@@ -71,14 +75,14 @@ class DeepLabV3Plus(nn.Module):
         return logits.split([len(images)] + views * [perturb])
 
     def decode(self, c1, c4):
-        """Logits (N, C, H/4, W/4) from the backbone's two maps."""
-        meaning = resize(self.head(c4), c1.shape[-2:])  # (N, C4/8, H/4, W/4)
-        detail = self.reduce(c1)                        # (N, 48, H/4, W/4)
-        return self.classifier(self.fuse(torch.cat((detail, meaning), dim=1)))
+        """Logits (N, C, H/4, W/4) from the two feature maps of the backbone."""
+        high = resize(self.head(c4), c1.shape[-2:])  # (N, C4/8, H/4, W/4)
+        low = self.reduce(c1)                        # (N, 48, H/4, W/4)
+        return self.classifier(self.fuse(torch.cat((low, high), dim=1)))
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling: five branches of one width, concatenated and projected."""
+    """Atrous spatial pyramid pooling: five branches, concatenated and projected."""
 
     def __init__(self, in_channels, out_channels, dilations):
         super().__init__()
@@ -96,7 +100,7 @@ class ASPP(nn.Module):
 
 
 class ImagePooling(nn.Module):
-    """The head's view of the whole image: its mean feature, projected, at every position."""
+    """The head's branch of the whole image: its mean feature, projected, at every position."""
 
     def __init__(self, in_channels, out_channels):
         super().__init__()
@@ -106,42 +110,42 @@ class ImagePooling(nn.Module):
     def forward(self, x):
         """(N, in_channels, h, w) -> (N, out_channels, h, w)."""
         pool, conv, norm, relu = self.gap
-        pooled = relu(normalise(norm, conv(pool(x))))  # (N, out_channels, 1, 1)
-        return resize(pooled, x.shape[-2:])
+        pooled = relu(normalise_pooled(norm, conv(pool(x))))  # (N, out_channels, 1, 1)
+        return pooled.expand(-1, -1, *x.shape[-2:])    # the same as interpolating one value
 
 
-def normalise(norm, x):
+def normalise_pooled(norm, x):
     """norm(x) for x (N, K, 1, 1), also in training mode with N = 1."""
     if x.shape[0] > 1 or not norm.training:
         return norm(x)
     if isinstance(norm, nn.SyncBatchNorm) and world_size() > 1:
-        # The processes together have several values per channel: statistics exist. PyTorch 1.8
-        # counts only its own and refuses; a value given twice leaves mean and variance alone.
+        # All processes together have several values per channel, so batch statistics exist.
+        # PyTorch 1.8 counts only the values of this process and raises. Repeating the value does
+        # not change mean and variance.
         is_old = torch.__version__.startswith('1.')
         return norm(x.repeat(2, 1, 1, 1))[:1] if is_old else norm(x)
-    # One value per channel has no batch variance (PyTorch raises), and normalising it by its own
-    # mean would erase the branch. The running statistics are the best estimate there is; a single
-    # value teaches them nothing, so they stay as they are.
+    # A single value per channel has no batch variance (PyTorch raises), and subtracting its own
+    # mean would give zero. So the running statistics are used, and they are not updated.
     return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias,
                         training=False, eps=norm.eps)
 
 
 def world_size():
-    """Number of processes that train together, 1 without torch.distributed."""
+    """Number of training processes; 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def perturbed(features, views):
-    """Independent channel dropouts of features (N, K, h, w), as a list of `views`.
+    """A list of `views` copies of features (N, K, h, w) with independent channel dropout.
 
-    Each view loses half of the channels on average and doubles the others. Dropout is a strong
-    augmentation here, not a regulariser: it acts in evaluation mode as well.
+    Each copy loses half of the channels on average; the others are doubled. Dropout is a strong
+    augmentation here, not a regulariser, so it also acts in evaluation mode.
     """
     return [F.dropout2d(features, p=0.5, training=True) for _ in range(views)]
 
 
 def as_float(logits):
-    """Logits that autocast made half as long, as float32: what follows needs the precision."""
+    """Logits as float32 if autocast made them half precision; losses need the precision."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
@@ -151,7 +155,7 @@ def resize(x, size):
 
 
 def conv_bn_relu(in_channels, out_channels, kernel_size, dilation=1):
-    """Convolution that keeps the map's size (its bias would be BN's), BN, ReLU."""
+    """Convolution that keeps height and width, BN, ReLU. BN replaces the bias."""
     padding = dilation * (kernel_size // 2)
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation,

@@ -1,4 +1,4 @@
-"""Activation checkpointing: less memory for a second forward pass.
+"""Activation checkpointing: saves memory by a second forward pass.
 
 Chen et al., "Training Deep Nets with Sublinear Memory Cost" (2016).
 """
@@ -14,29 +14,36 @@ SUPPORTED = 'use_reentrant' in inspect.signature(checkpoint).parameters
 
 
 class Backbone(nn.Module):
-    """A network that runs in pieces, whose activations `recompute` lets go until they are needed."""
+    """A network that runs piece by piece. With `recompute` activations are not kept in between."""
 
     recompute = False
 
-    def run(self, piece, x):
-        """piece(x), where a piece is a module or method of ours that draws no random numbers."""
+    def run(self, piece, x, *modules):
+        """piece(x). If `recompute` is set, it is computed again in the backward pass.
+
+        Args:
+            piece: a module, or a method of this network that uses `modules`. It must not use
+                random numbers.
+        """
         if not (self.recompute and self.training and torch.is_grad_enabled()):
             return piece(x)
-        passes = []
+        is_first = True
 
-        def once_more(x):
-            passes.append(1)
-            with contextlib.nullcontext() if len(passes) == 1 else statistics_at_rest(self):
+        def compute(x):
+            nonlocal is_first
+            first, is_first = is_first, False
+            with contextlib.nullcontext() if first else frozen_statistics(modules or [piece]):
                 return piece(x)
-        return checkpoint(once_more, x, use_reentrant=False, preserve_rng_state=False)
+        return checkpoint(compute, x, use_reentrant=False, preserve_rng_state=False)
 
 
 @contextlib.contextmanager
-def statistics_at_rest(module):
-    """A module's BN layers normalise as they do, and take no note of what they see."""
-    # Weight 0 for what they see. (Without running statistics they would save other tensors, and a
-    # recomputation must save what the first pass did.)
-    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.training]
+def frozen_statistics(modules):
+    """A context in which the BN layers of some modules do not update their running statistics."""
+    # By momentum 0: the recomputation must save the same tensors as the first pass, so the running
+    # statistics cannot be switched off.
+    norms = [norm for module in modules for norm in module.modules()
+             if isinstance(norm, _BatchNorm) and norm.training]
     known = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0

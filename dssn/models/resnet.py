@@ -1,7 +1,9 @@
-"""ResNet-18/50/101 as a backbone: a stride-4 map for detail and the last stage's map for meaning.
+"""ResNet-18/50/101 as a backbone: the feature maps of the first stage and of the last one.
 
 Legend: N images, H x W pixels, b = base_channels (64 in the public networks).
 """
+
+import functools
 
 import torch.nn as nn
 
@@ -30,7 +32,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 around an identity; the stride sits in the 3x3, as in the public weights."""
+    """1x1, 3x3, 1x1 around an identity; the 3x3 has the stride, as in the public weights."""
 
     expansion = 4
 
@@ -61,9 +63,9 @@ class ResNet(Backbone):
         block: BasicBlock or Bottleneck.
         depths: number of blocks in layer1 to layer4.
         stem: 'deep' (three 3x3 convolutions) or 'plain' (one 7x7, torchvision's layout).
-        replace_stride_with_dilation: for layer2, layer3, layer4, whether its stride 2 becomes
-            dilation, with torchvision's meaning.
-        base_channels: b; the stages are b, 2b, 4b, 8b wide, times the block's expansion.
+        replace_stride_with_dilation: for layer2, layer3, layer4, whether dilation replaces its
+            stride of 2, as in torchvision.
+        base_channels: b; the stages have b, 2b, 4b, 8b channels times the block's expansion.
     """
 
     def __init__(self, block, depths, stem='deep',
@@ -79,12 +81,12 @@ class ResNet(Backbone):
         dilated_stages = [False] + list(replace_stride_with_dilation)
         for index, (depth, is_dilated) in enumerate(zip(depths, dilated_stages)):
             width, stride = base_channels * 2 ** index, 1 if index == 0 else 2
-            # The first block reads a map that was not thinned out yet: the old dilation is its.
+            # The input of the first block still has the stride before: it keeps the old dilation.
             first_dilation = dilation
             if is_dilated:
                 dilation, stride = dilation * stride, 1
             layer = stage(block, channels, width, depth, stride, first_dilation, dilation)
-            setattr(self, 'layer%d' % (index + 1), layer)
+            setattr(self, f'layer{index + 1}', layer)
             channels = width * block.expansion
 
         self.low_channels = base_channels * block.expansion
@@ -92,22 +94,22 @@ class ResNet(Backbone):
         initialise(self)
 
     def forward(self, x):
-        """Feature maps of a batch of normalised images.
+        """The two feature maps of normalised images.
 
         Args:
             x (Tensor): float (N, 3, H, W).
 
         Returns:
             tuple of Tensor: c1 (N, low_channels, ceil(H/4), ceil(W/4)) from layer1 and
-            c4 (N, high_channels, ceil(H/s), ceil(W/s)) from layer4, with s = 32 halved for every
-            dilated stage.
+            c4 (N, high_channels, ceil(H/s), ceil(W/s)) from layer4, where s is 32, halved for
+            each dilated stage.
         """
-        x = self.run(self.begin, x)
+        x = self.run(self.run_stem, x, self.conv1, self.bn1)
         c1 = self.run_all(self.layer1, x)
         c4 = self.run_all(self.layer4, self.run_all(self.layer3, self.run_all(self.layer2, c1)))
         return c1, c4
 
-    def begin(self, x):
+    def run_stem(self, x):
         """(N, 3, H, W) -> (N, 2b or b, H/4, W/4)."""
         return self.maxpool(self.relu(self.bn1(self.conv1(x))))
 
@@ -117,23 +119,14 @@ class ResNet(Backbone):
         return x
 
 
-def resnet18(stem='deep', replace_stride_with_dilation=(False, False, True), base_channels=64):
-    """ResNet-18; arguments as of `ResNet`."""
-    return ResNet(BasicBlock, (2, 2, 2, 2), stem, replace_stride_with_dilation, base_channels)
-
-
-def resnet50(stem='deep', replace_stride_with_dilation=(False, False, True), base_channels=64):
-    """ResNet-50; arguments as of `ResNet`."""
-    return ResNet(Bottleneck, (3, 4, 6, 3), stem, replace_stride_with_dilation, base_channels)
-
-
-def resnet101(stem='deep', replace_stride_with_dilation=(False, False, True), base_channels=64):
-    """ResNet-101; arguments as of `ResNet`."""
-    return ResNet(Bottleneck, (3, 4, 23, 3), stem, replace_stride_with_dilation, base_channels)
+# The other arguments are those of `ResNet`.
+resnet18 = functools.partial(ResNet, BasicBlock, (2, 2, 2, 2))
+resnet50 = functools.partial(ResNet, Bottleneck, (3, 4, 6, 3))
+resnet101 = functools.partial(ResNet, Bottleneck, (3, 4, 23, 3))
 
 
 def stage(block, in_channels, width, depth, stride, first_dilation, dilation):
-    """`depth` blocks in a row; the first alone has the stride and a dilation of its own."""
+    """`depth` blocks in a row; only the first has the stride and `first_dilation`."""
     blocks = [block(in_channels, width, stride, first_dilation)]
     for _ in range(depth - 1):
         blocks.append(block(width * block.expansion, width, 1, dilation))
@@ -141,7 +134,7 @@ def stage(block, in_channels, width, depth, stride, first_dilation, dilation):
 
 
 def deep_stem(base_channels):
-    """3 -> b (stride 2) -> b -> 2b; the last BN and ReLU are the network's own `bn1`, `relu`."""
+    """3 -> b (stride 2) -> b -> 2b; `bn1` and `relu` of the network follow."""
     b = base_channels
     return nn.Sequential(
         conv3x3(3, b, 2), nn.BatchNorm2d(b), nn.ReLU(inplace=True),
@@ -158,7 +151,7 @@ STEMS = {'deep': deep_stem, 'plain': plain_stem}
 
 
 def projection(in_channels, out_channels, stride):
-    """1x1 convolution and BN where a block changes its input's shape, otherwise None."""
+    """1x1 convolution and BN if a block changes the shape of its input, otherwise None."""
     if stride == 1 and in_channels == out_channels:
         return None
     return nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))

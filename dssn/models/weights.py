@@ -1,180 +1,155 @@
-"""ImageNet weights for a backbone: where the file is expected, what it must hold, how it loads.
-
-The command line `python -m dssn.models.weights` is in `dssn.models.fetch`.
-"""
-
+"""Weights in files: read without running code, chosen by role, loaded completely."""
+import hashlib
 import os
 
 import torch
 
-from dssn.checkpoint import read_torch_file
 from dssn.errors import UserError
+from dssn.models import torch_file
 
-GLUON_FOLDER = ('https://github.com/rwightman/pytorch-pretrained-gluonresnet'
-                '/releases/download/v0.1/')
-TORCHVISION_FOLDER = 'https://download.pytorch.org/models/'
-DEEP_STEM_FILES = {
-    'resnet50': 'gluon_resnet50_v1s-1762acc0.pth',
-    'resnet101': 'gluon_resnet101_v1s-60fe0cc1.pth',
-}
-PLAIN_STEM_FILES = {
-    'resnet18': 'resnet18-f37072fd.pth',
-    'resnet50': 'resnet50-0676ba61.pth',
-    'resnet101': 'resnet101-63fe2227.pth',
-}
-XCEPTION_SOURCE = ('the ImageNet file of Xception-65 that the README of '
-                   'https://github.com/LiheYoung/UniMatch links')
-NARROW_STEM = ("has a deep stem of 32/32/64 channels (as OpenMMLab's v1c); ours has 64/64/128 "
-               "(v1s), so these weights cannot be used")
-COMMAND = 'python -m dssn.models.weights'
-SHOWN_KEYS = 3
+CHECKSUM = 'content_sha256'  # key of a checkpoint with the `checksum` of all other keys
 
 
-def pretrained_file(backbone, folder='pretrained'):
-    """Path (str) at which the ImageNet weights of `backbone` are expected."""
-    return os.path.join(folder, backbone + '.pth')
+def checksum(content):
+    """SHA-256 of all keys, values and tensors of a mapping, hexadecimal."""
+    digest = hashlib.sha256()
+    _update(digest, {key: value for key, value in content.items() if key != CHECKSUM})
+    return digest.hexdigest()
 
 
-def load_backbone_weights(model, backbone, stem, path):
-    """Fills every tensor of `model.backbone` from a file of ImageNet weights, in place.
+def _update(digest, value):
+    if torch.is_tensor(value):
+        value = value.detach().cpu()
+        digest.update(f'tensor {value.dtype} {tuple(value.shape)} '.encode())
+        if value.dtype == torch.bfloat16:  # NumPy has no such type
+            value = value.view(torch.int16)
+        digest.update(value.numpy().tobytes())
+    elif isinstance(value, dict):
+        digest.update(f'mapping {len(value)} '.encode())
+        for key, item in value.items():
+            _update(digest, key)
+            _update(digest, item)
+    elif isinstance(value, (list, tuple)):
+        digest.update(f'sequence {len(value)} '.encode())
+        for item in value:
+            _update(digest, item)
+    else:
+        digest.update(f'{type(value).__name__} {value!r} '.encode())
 
-    The file may be in the deep-stem or in torchvision's plain-stem layout (the model's own), its
-    tensors under 'state_dict' or 'model', their names behind 'module.' or 'backbone.'. The
-    classifier `fc` is ignored and BN's num_batches_tracked may be missing. On an error the model
-    is as it was.
 
-    Args:
-        model (DeepLabV3Plus): the model to fill.
-        backbone (str): its backbone's name, a key of `BACKBONES`.
-        stem (str): its stem, 'deep' or 'plain' (without meaning for xception).
-        path (str): the file.
+def read_torch_file(path):
+    """The object that `torch.save` wrote into a file, on the CPU. No code of the file is run.
 
     Raises:
-        UserError: no such file, not a file of tensors, or tensors of another network.
+        UserError: the file does not exist, is not a checkpoint, is damaged, or contains other
+            objects than containers, numbers, text and tensors.
     """
     if not os.path.isfile(path):
-        raise UserError(missing_file_message(backbone, stem, path))
-    tensors = {name: value for name, value in named_tensors(read_torch_file(path), path).items()
-               if not name.startswith('fc.')}
-    own = model.backbone.state_dict()
-    if backbone != 'xception':
-        check_stem(tensors, own, stem, path)
-    check_fit(tensors, own, backbone, stem, path)
-    # Not strict: num_batches_tracked alone may be missing, check_fit has seen to the rest.
-    model.backbone.load_state_dict(tensors, strict=False)
+        raise UserError(f'{path}: no such checkpoint; a run keeps best.pth, t_best.pth and '
+                        'latest.pth in its folder')
+    try:
+        content = torch_file.read(path)
+        if isinstance(content, dict) and CHECKSUM in content:
+            if content.pop(CHECKSUM) != checksum(content):
+                raise UserError(f'{path}: damaged: its content has another checksum than when '
+                                'it was saved; take another copy')
+        return content
+    except UserError:
+        raise
+    except torch_file.Refused as error:
+        raise UserError(f'{path}: refused: {error}; a checkpoint contains only containers, '
+                        'numbers, text and tensors: save it again as a plain state_dict') from None
+    except Exception as error:  # the readers raise almost any exception for a damaged file
+        text = ' '.join(str(error).split())[:200]
+        raise UserError(f'{path}: not a readable checkpoint ({type(error).__name__}: {text}); it '
+                        'may be damaged or not from torch.save: take another copy') from None
 
 
-def named_tensors(content, path):
-    """The tensors of a weights file by the names that the backbone gives them."""
-    for key in ('state_dict', 'model'):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(
-            isinstance(name, str) and torch.is_tensor(value) for name, value in content.items()):
-        raise UserError("%s: not a file of weights (expected a dictionary of named tensors, at "
-                        "its top or under 'state_dict' or 'model')" % path)
-    tensors = {}
-    for full_name, value in content.items():
-        name = without_prefixes(full_name)
-        if name in tensors:
-            raise UserError("%s: holds %s twice, under different prefixes" % (path, name))
-        tensors[name] = value
-    return tensors
+def network_weights(model):
+    """The state of an unwrapped network as a plain dict of CPU tensors."""
+    return {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
 
 
-def without_prefixes(name):
-    """'module.backbone.conv1.weight' -> 'conv1.weight'."""
-    for prefix in ('module.', 'backbone.'):
-        if name.startswith(prefix):
-            return without_prefixes(name[len(prefix):])
-    return name
+# Keys of the networks in our checkpoints and in those of the DSSN and UniMatch releases.
+_KEYS = {'student': ('model', 'state_dict'), 'teacher': ('teacher', 'model_ema')}
 
 
-def check_stem(tensors, own, stem, path):
-    """Raises UserError where the file's ResNet has another stem than the model, saying which."""
-    found, wanted = stem_of(tensors), stem_of(own)
-    if found == 'narrow' and wanted != 'narrow':
-        raise UserError("%s: %s" % (path, NARROW_STEM))
-    if 'plain' in (found, wanted) and found not in (None, wanted):
-        raise UserError("%s: has a %s stem, but the configuration says stem: %s; set `stem: %s` "
-                        "or use another file" % (path, found, stem, found))
+def roles_held(content):
+    """The roles (student, teacher) that have a key in the content of `read_torch_file`."""
+    return [role for role, keys in _KEYS.items() if isinstance(content, dict)
+            and any(isinstance(content.get(key), dict) for key in keys)]
 
 
-def stem_of(tensors):
-    """'plain', 'deep', 'narrow' (deep, but 32 channels wide at first), or None if unknown."""
-    if 'stem.0.weight' in tensors:  # OpenMMLab's name
-        return 'narrow'
-    if 'conv1.0.weight' in tensors:
-        return 'narrow' if tensors['conv1.0.weight'].shape[0] == 32 else 'deep'
-    if 'conv1.weight' in tensors and tuple(tensors['conv1.weight'].shape[2:]) == (7, 7):
-        return 'plain'
-    return None
+def choose_weights(content, path, role=None):
+    """The state of a network in a checkpoint of ours or of the DSSN or UniMatch release.
+
+    Args:
+        content: of the file, from `read_torch_file`. path: for errors.
+        role: 'student' or 'teacher'; None: the student if the file has both, else the one it has.
+
+    Returns:
+        ({name: tensor} without the prefix `module.`, role). The student may be the whole content or
+        under `model`, the teacher under `teacher` or `model_ema`. A public file with one network
+        has no role and is used for either.
+
+    Raises:
+        UserError: the file does not contain the weights of this role.
+    """
+    content = content if isinstance(content, dict) else {}
+    holds = roles_held(content)
+    single = content.get('weights')
+    if not isinstance(single, str) or single not in _KEYS:
+        single = 'teacher' if holds == ['teacher'] else None
+    if role and single and role != single:
+        raise UserError(f'{path}: has the weights of the {single}, not of the {role}; leave '
+                        f'--weights out, or take the file of the {role} (best.pth: student, '
+                        't_best.pth: teacher)')
+    role = role or single or 'student'
+    places = [name for name in _KEYS[role] + _KEYS['student']
+              if isinstance(content.get(name), dict)]
+    state = content[places[0]] if places else content
+    if not state or not all(isinstance(name, str) and torch.is_tensor(value)
+                            for name, value in state.items()):
+        raise UserError(f'{path}: has no network weights (found: '
+                        f'{", ".join(map(str, content))[:200] or "no mapping"}); expected a state '
+                        'dict, as the whole content or under `model`')
+    return {name[7:] if name.startswith('module.') else name: tensor
+            for name, tensor in state.items()}, role
 
 
-def check_fit(tensors, own, backbone, stem, path):
-    """Raises UserError listing the first keys in which the file and the backbone differ."""
-    missing = [name for name in own
-               if name not in tensors and not name.endswith('num_batches_tracked')]
-    unexpected = [name for name in tensors if name not in own]
-    mismatching = ['%s %s instead of %s' % (name, shape_of(tensors[name]), shape_of(own[name]))
-                   for name in own if name in tensors and tensors[name].shape != own[name].shape]
-    found = [first_few(kind, names) for kind, names in (
-        ('missing', missing), ('unexpected', unexpected), ('of another shape', mismatching))
-        if names]
-    if found:
-        form = backbone if backbone == 'xception' else '%s with stem: %s' % (backbone, stem)
-        note = width_note(own) if mismatching else ''
-        if not missing and not mismatching:
-            note = "; `%s convert` leaves out what is no part of the network" % COMMAND
-        raise UserError("%s: does not fit %s: %s%s" % (path, form, '; '.join(found), note))
+def load_weights(model, state, path, new_classifier=False):
+    """Load a complete state dict into a network.
 
+    Args:
+        state: {name: tensor} from `choose_weights`. path: of its file, for errors.
+        new_classifier: whether a classifier with another number of classes is not loaded.
 
-def width_note(own):
-    """What to add to a shape error where the model is no public one: its base_channels."""
-    width = len(own['layer1.0.bn1.weight']) if 'layer1.0.bn1.weight' in own else 64
-    if width == 64:
-        return ''
-    return ("; the model has base_channels: %d, but ImageNet weights exist for base_channels: 64 "
-            "alone (set that, or `pretrained: false`)" % width)
+    Returns:
+        Names of tensors that were not loaded: those of the classifier, or none.
 
-
-def first_few(kind, names):
-    """'5 missing (a, b, c, ...)'."""
-    more = ', ...' if len(names) > SHOWN_KEYS else ''
-    return '%d %s (%s%s)' % (len(names), kind, ', '.join(names[:SHOWN_KEYS]), more)
-
-
-def shape_of(tensor):
-    return 'x'.join(str(side) for side in tensor.shape) or 'scalar'
-
-
-def missing_file_message(backbone, stem, path):
-    """What file is expected at `path`, the command that fetches it, and how to do without."""
-    ways = []
-    if stem == 'deep' and backbone in DEEP_STEM_FILES:
-        ways.append("`%s fetch %s` (%s, deep stem, 64/64/128)"
-                    % (COMMAND, backbone, source_url(backbone, 'deep')))
-    if backbone in PLAIN_STEM_FILES:
-        note = "" if stem == 'plain' else ", together with `stem: plain` in the config"
-        ways.append("`%s fetch %s --stem plain` (%s, plain stem)%s"
-                    % (COMMAND, backbone, source_url(backbone, 'plain'), note))
-    source = 'a file that you have' if backbone != 'xception' else XCEPTION_SOURCE
-    ways.append("`%s convert FILE` with %s" % (COMMAND, source))
-    return ("%s: no such file; it should hold the ImageNet weights of %s. Get it with %s; or set "
-            "`pretrained: false` to train from scratch" % (path, backbone, '; or '.join(ways)))
-
-
-def source_url(backbone, stem):
-    """Where the public ImageNet weights with this stem lie, or None where there are none."""
-    folder, files = ((GLUON_FOLDER, DEEP_STEM_FILES) if stem == 'deep' else
-                     (TORCHVISION_FOLDER, PLAIN_STEM_FILES))
-    return folder + files[backbone] if backbone in files else None
-
-
-if __name__ == '__main__':
-    import signal
-    import sys
-    from dssn.models.fetch import main
-    # Ends as an interruption does, so that a download cleans up after itself.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    sys.exit(main())
+    Raises:
+        UserError: tensors are missing, unknown or have another shape.
+    """
+    own = model.state_dict()
+    state = dict(state)
+    left = []
+    if new_classifier:
+        left = [name for name in own if name.startswith('classifier.') and name in state
+                and state[name].shape != own[name].shape]
+        for name in left:
+            state.pop(name)
+    # Files of old PyTorch releases have no num_batches_tracked; it has no effect here.
+    missing = [n for n in own if n not in state and n not in left
+               and not n.endswith('num_batches_tracked')]
+    extra = [n for n in state if n not in own]
+    misshapen = [f'{n} {tuple(state[n].shape)} instead of {tuple(own[n].shape)}' for n in own
+                 if n in state and state[n].shape != own[n].shape]
+    problems = [f'{len(names)} {word} (first: {names[0]})' for names, word in
+                ((missing, 'missing'), (extra, 'unknown'), (misshapen, 'of another shape'))
+                if names]
+    if problems:
+        raise UserError(f'{path}: weights of another architecture: {"; ".join(problems)}; build '
+                        'the network as in the config of the checkpoint (backbone, stem, '
+                        'decoder_channels, base_channels, nclass)')
+    model.load_state_dict(state, strict=False)
+    return left

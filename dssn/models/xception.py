@@ -1,4 +1,4 @@
-"""Aligned Xception-65 as a backbone, at output stride 16 and therefore without any dilation.
+"""Aligned Xception-65 as a backbone, with output stride 16 and no dilation.
 
 Source: Chen et al., "Encoder-Decoder with Atrous Separable Convolution" (ECCV 2018), in the form
 of the public PyTorch weights. Legend: N images, H x W pixels.
@@ -15,8 +15,8 @@ from dssn.models.recompute import Backbone
 class SeparableConv(nn.Module):
     """Depthwise 3x3, BN, pointwise 1x1, BN.
 
-    relu_first=True (inside blocks): one ReLU before everything. relu_first=False (the last three
-    convolutions of the network): a ReLU after each of the two BNs instead.
+    With relu_first (inside blocks) there is one ReLU before them. Without it (the last three
+    convolutions of the network) there is a ReLU after each BN instead.
     """
 
     def __init__(self, in_channels, out_channels, stride=1, relu_first=True):
@@ -38,10 +38,10 @@ class SeparableConv(nn.Module):
 class Block(nn.Module):
     """Three separable convolutions and a shortcut.
 
-    The shortcut is a strided 1x1 projection of x where the shape changes, and relu(x) elsewhere:
-    the program that trained the public weights applied its first ReLU in place, on the tensor
-    that it added later. The stride sits in the third convolution. `widens_first` says whether
-    the first or the second convolution goes from in_channels to out_channels.
+    The shortcut is a strided 1x1 projection of x if the shape changes, else relu(x): the program
+    that trained the public weights applied its first ReLU in place, to the tensor that it added
+    later. The third convolution has the stride. With `widens_first` the first convolution goes
+    from in_channels to out_channels, otherwise the second.
     """
 
     def __init__(self, in_channels, out_channels, stride=1, widens_first=True):
@@ -56,7 +56,7 @@ class Block(nn.Module):
             self.skipbn = batch_norm(out_channels)
 
     def forward(self, x):
-        """Block output and the tensor after the second convolution, (N, out_channels, h, w)."""
+        """(output, tensor after the second convolution), (N, out_channels, h, w) each."""
         shortcut = F.relu(x) if self.skip is None else self.skipbn(self.skip(x))
         inner = self.sepconv2(self.sepconv1(x))
         return self.sepconv3(inner) + shortcut, inner
@@ -79,7 +79,7 @@ class Xception(Backbone):
         self.block2 = Block(128, 256, stride=2)
         self.block3 = Block(256, 728, stride=2)
         for index in range(4, 20):
-            setattr(self, 'block%d' % index, Block(728, 728))
+            setattr(self, f'block{index}', Block(728, 728))
         self.block20 = Block(728, 1024, widens_first=False)
 
         self.conv3 = SeparableConv(1024, 1536, relu_first=False)
@@ -88,30 +88,31 @@ class Xception(Backbone):
         initialise(self)
 
     def forward(self, x):
-        """Feature maps of a batch of normalised images.
+        """The two feature maps of normalised images.
 
         Args:
             x (Tensor): float (N, 3, H, W).
 
         Returns:
-            tuple of Tensor: c1 (N, 256, ceil(H/4), ceil(W/4)), inside block2, before a ReLU, and
-            c4 (N, 2048, ceil(H/16), ceil(W/16)).
+            tuple of Tensor: c1 (N, 256, ceil(H/4), ceil(W/4)) from inside block2, before a ReLU,
+            and c4 (N, 2048, ceil(H/16), ceil(W/16)).
         """
-        x = self.run(self.begin, x)          # (N, 64, H/2, W/2)
-        x, _ = self.run(self.block1, x)      # (N, 128, H/4, W/4)
-        x, c1 = self.run(self.block2, x)     # (N, 256, H/8, W/8), (N, 256, H/4, W/4)
+        x = self.run(self.run_stem, x, self.bn1, self.bn2)  # (N, 64, H/2, W/2)
+        x, _ = self.run(self.block1, x)                     # (N, 128, H/4, W/4)
+        x, c1 = self.run(self.block2, x)                    # (N, 256, H/8, W/8), (N, 256, H/4, W/4)
         for index in range(3, 21):
-            x, _ = self.run(getattr(self, 'block%d' % index), x)
+            x, _ = self.run(getattr(self, f'block{index}'), x)
         for last in (self.conv3, self.conv4, self.conv5):
             x = self.run(last, x)
         return c1, x
 
-    def begin(self, x):
+    def run_stem(self, x):
+        """(N, 3, H, W) -> (N, 64, H/2, W/2)."""
         return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
 
 
 def batch_norm(channels):
-    """BN as the public weights were trained with it: statistics move slowly."""
+    """BN with the small momentum that the public weights were trained with."""
     return nn.BatchNorm2d(channels, eps=1e-5, momentum=0.0003)
 
 

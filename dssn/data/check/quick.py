@@ -1,0 +1,82 @@
+"""The check before training: the fast part of `python -m dssn check`."""
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from dssn.data.check.findings import (
+    ERROR,
+    KINDS,
+    PixelTotals,
+    path_problems,
+    problem_at,
+    unusable_mask_problems,
+)
+from dssn.data.check.inspection import inspect_quickly
+from dssn.data.lists import check_files
+from dssn.errors import UserError
+
+MASKS_PER_LIST = 32  # masks of each list that are opened before training
+
+
+def quick_check(cfg, labeled, unlabeled, val, select_on=None, with_masks=False):
+    """Check the data before the first step: that files exist, the lists, and a sample of the masks.
+
+    Args:
+        labeled, unlabeled, val, select_on: samples from `read_list`. unlabeled and select_on may
+            be None.
+        with_masks: whether training opens the masks of the unlabeled list.
+
+    Returns:
+        The warnings, as lines for the log.
+
+    Raises:
+        UserError: the first error. The message is that of `python -m dssn check`.
+    """
+    lists = {'labeled': labeled, 'unlabeled': unlabeled or [], 'val': val,
+             'select_on': select_on or []}
+    try:
+        for role, samples in lists.items():
+            check_files(samples, cfg.data_root, masks=with_masks or role != 'unlabeled')
+        problems = path_problems(lists)
+        for role in ('labeled', 'val', 'select_on') + ('unlabeled',) * with_masks:
+            problems += some_mask_problems(cfg, role, lists[role])
+        return warnings_or_error(problems)
+    except UserError as error:
+        end = '' if str(error).endswith('?') else '.'
+        raise UserError(f'{error}{end} (`python -m dssn check --config ...` lists all problems; '
+                        '--skip-check trains without a check of the data)') from None
+
+
+def some_mask_problems(cfg, role, samples):
+    """The problems of up to MASKS_PER_LIST masks of a list, sampled by the config's seed."""
+    rng = np.random.default_rng(cfg.seed)
+    indices = np.sort(rng.permutation(len(samples))[:MASKS_PER_LIST])
+    problems, totals = [], PixelTotals()
+
+    def inspect(index):
+        return inspect_quickly(cfg.data_root, cfg.nclass, cfg.ignore_index, samples[index])
+    with ThreadPoolExecutor(4) as pool:  # Pillow decodes several files in parallel
+        for index, inspected in zip(indices, pool.map(inspect, indices)):
+            problems += sample_problems(role, samples[index], inspected)
+            if inspected.counts is not None:
+                totals.add(inspected.counts)
+    return problems + unusable_mask_problems(role, cfg.list_paths.get(role), totals)
+
+
+def warnings_or_error(problems):
+    """One line for each kind of warning. Raises a UserError for the first kind of error."""
+    lines = []
+    for kind, (severity, heading) in KINDS.items():
+        messages = [problem.message for problem in problems if problem.kind == kind]
+        more = f' ({heading}: {len(messages)} found)' if len(messages) > 1 else ''
+        if messages and severity == ERROR:
+            raise UserError(messages[0] + more)
+        if messages:
+            lines.append(f'warning: {messages[0]}{more}')
+    return lines
+
+
+def sample_problems(role, sample, inspected):
+    """The problems of an inspected sample, as a list of `Problem`."""
+    return [problem_at(sample, problem.kind, str(problem), role, problem.file, problem.values)
+            for problem in inspected.problems]

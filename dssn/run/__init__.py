@@ -1,0 +1,1 @@
+"""Parts of a run: setup, folder and lock, log, metrics, diagnostics, checkpoints, signals."""

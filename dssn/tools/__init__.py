@@ -1,0 +1,1 @@
+"""The programs beside training and evaluation: `python -m dssn <command>`."""

@@ -1,0 +1,1 @@
+"""Commands that make, change or check data sets and id lists."""

@@ -1,0 +1,143 @@
+"""Reads a file of weights: its backbone, its stem, and which tensors are missing."""
+import hashlib
+import os
+import re
+from typing import Dict, List, NamedTuple
+
+import torch
+
+from dssn.errors import UserError
+from dssn.models import BACKBONES, pretrained
+from dssn.models.weights import read_torch_file
+
+WIDEST = 128  # base channels that a file may ask for; memory grows with their square
+
+
+class WeightsFile(NamedTuple):
+    """A file of weights, compared with the backbone that has the most names in common."""
+    kind: str                           # the kind of file, in words
+    backbone: str
+    stem: str                           # 'deep' or 'plain'; always 'deep' for xception
+    width: int                          # base_channels
+    tensors: Dict[str, torch.Tensor]    # that fit the backbone, by its names
+    total: int                          # tensors of the backbone, without num_batches_tracked
+    unfilled: List[str]                 # 'bn1.bias: missing'
+    extra: List[str]                    # names that the backbone does not have
+
+
+def read_weights_file(path):
+    """The `WeightsFile` at a path.
+
+    Raises:
+        UserError: it is not a file of weights, not of a known backbone, has a 32/32/64 stem, is of
+            a deeper network than those here, or is a damaged copy of a known public file.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f'{path}: no such file')
+    verify_sha256(path, os.path.basename(path))
+    content = read_torch_file(path)
+    tensors = pretrained.named_tensors(content, path)
+    backbone, stem, width = recognise(tensors, path)
+    own = build_backbone(backbone, stem, width).state_dict()
+    fitting = {name: tensors[name] for name in own
+               if name in tensors and tensors[name].shape == own[name].shape}
+    unfilled = unfilled_tensors(tensors, own)
+    extra = [name for name in tensors if name not in own]
+    deeper = [name for name in extra if name.startswith(('layer', 'block'))]
+    if deeper and not unfilled:
+        raise UserError(f'{path}: not {backbone}, but a deeper network: it also has '
+                        f'{pretrained.first_few("tensors", deeper)}; known: {", ".join(BACKBONES)}')
+    total = sum(not is_batch_count(name) for name in own)
+    return WeightsFile(file_kind(content), backbone, stem, width, fitting, total, unfilled, extra)
+
+
+def is_loadable(found):
+    """Whether training can load the file: all tensors filled, none extra except those of `fc`."""
+    return not found.unfilled and all(name.startswith('fc.') for name in found.extra)
+
+
+def unfilled_tensors(tensors, own):
+    """Lines on the tensors of the backbone that a file does not fill, with the reason."""
+    lines = []
+    for name, tensor in own.items():
+        if name not in tensors:
+            if not is_batch_count(name):
+                lines.append(f'{name}: missing')
+        elif tensors[name].shape != tensor.shape:
+            lines.append(f'{name}: {pretrained.shape_of(tensors[name])} instead of '
+                         f'{pretrained.shape_of(tensor)}')
+    return lines
+
+
+def is_batch_count(name):
+    """Whether a tensor is BN's num_batches_tracked, which has no effect and may be missing."""
+    return name.endswith('num_batches_tracked')
+
+
+def recognise(tensors, path):
+    """(backbone, stem, base_channels) of the network with the most names in common."""
+    if any(name.startswith('block') for name in tensors):
+        return 'xception', 'deep', 64
+    first = tensors.get('layer1.0.bn1.weight')
+    width = first.numel() if first is not None and 2 <= first.numel() <= WIDEST else 64
+    stem = pretrained.stem_of(tensors) or 'deep'
+    if stem == 'narrow':
+        # A network with 32 base channels has such a stem too.
+        if width != 32 or 'stem.0.weight' in tensors:
+            raise UserError(f'{path}: {pretrained.NARROW_STEM}')
+        stem = 'deep'
+    scores = {backbone: name_overlap(tensors, build_backbone(backbone, stem, 2).state_dict())
+              for backbone in BACKBONES if backbone != 'xception'}
+    best = max(scores, key=scores.get)
+    if scores[best] < 0.1:
+        raise UserError(f'{path}: its tensors ({", ".join(list(tensors)[:3])}, ...) belong to '
+                        f'no backbone here; known: {", ".join(BACKBONES)}')
+    return best, stem, width
+
+
+def name_overlap(tensors, own):
+    """The number of names in both, as a fraction of the names in either.
+
+    A fraction of the backbone's names is not enough: a ResNet-101 has all names of a ResNet-50.
+    """
+    theirs, ours = [{name for name in names if not is_batch_count(name)}
+                    for names in (tensors, own)]
+    return len(theirs & ours) / len(theirs | ours)
+
+
+def build_backbone(backbone, stem, width):
+    """A backbone with random weights, without the rest of the network."""
+    if backbone == 'xception':
+        return BACKBONES[backbone]()
+    return BACKBONES[backbone](stem, base_channels=width)
+
+
+def file_kind(content):
+    """'checkpoint of this project (...)', 'ImageNet weights from FILE' or 'weights'."""
+    if isinstance(content.get('config'), dict) and 'model' in content:
+        held = content.get('weights') or 'student and teacher'
+        return (f"checkpoint of this project ({held}, {content['config'].get('dataset')}, epoch "
+                f"{content.get('epoch')})")
+    if isinstance(content.get('source'), str):
+        return f"ImageNet weights from {content['source']}"
+    return 'weights'
+
+
+def verify_sha256(path, name):
+    """Raise a UserError for a damaged copy of a public file.
+
+    The names of public files end in the first digits of their SHA-256.
+
+    Args:
+        path: the file. name: its public name; other names are not checked.
+    """
+    if name not in [*pretrained.DEEP_STEM_FILES.values(), *pretrained.PLAIN_STEM_FILES.values()]:
+        return
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        for piece in iter(lambda: file.read(2 ** 20), b''):
+            digest.update(piece)
+    head = re.search(r'-([0-9a-f]+)\.pth$', name).group(1)
+    if not digest.hexdigest().startswith(head):
+        raise UserError(f'{path}: damaged: the SHA-256 of {name} begins with {head}, that of this '
+                        f'file with {digest.hexdigest()[:len(head)]}; download it again')
