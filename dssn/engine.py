@@ -8,7 +8,7 @@ import signal
 import time
 
 from dssn import config
-from dssn.distributed import one_line
+from dssn.data.workers import WorkerFailure, explained_failures
 from dssn.errors import Stopped, UserError
 from dssn.inference.evaluation import evaluate
 from dssn.methods import build
@@ -109,13 +109,13 @@ class Run:
             self.log.write(f'{self.cfg.save_path}: already trained, {self.progress.epoch} of '
                          f'{self.cfg.epochs} epochs')
         try:
-            with self.signals:
+            with self.signals, explained_failures():
                 while not self.finished:
                     self.epoch()
                 self.agreement.finish()
                 self.world.on_main(self.saver.finish)
             self.log.summary()
-        except RuntimeError as error:
+        except (RuntimeError, WorkerFailure) as error:
             raise explained(error, self.cfg, self.saver.saved_step) from None
         finally:
             self.loader.close()  # now, not whenever it is garbage-collected
@@ -265,12 +265,11 @@ class Run:
 
 
 def explained(error, cfg, saved_step):
-    """A UserError for a RuntimeError whose remedy is known, else the error itself."""
+    """A UserError for an error whose remedy is known, else the error itself."""
     if 'out of memory' in str(error):
         return UserError(memory_advice(cfg, str(error)))
-    if 'DataLoader worker' in str(error):  # raised at any moment, also within a step
-        return UserError(f'{one_line(error)}; if it ran out of memory, set fewer workers; the same '
-                         f'command resumes from step {saved_step}')
+    if isinstance(error, WorkerFailure):
+        return UserError(f'{error}; the same command resumes from step {saved_step}')
     return error
 
 

@@ -11,7 +11,13 @@ from torch.utils.data._utils.collate import default_collate
 
 from dssn.data.datasets import EvalSet, RepairedRow, RowIndices, TrainSet
 from dssn.data.views import generator
-from dssn.data.workers import ignore_stop_signals, kill_loaders
+from dssn.data.workers import (
+    explained_failures,
+    ignore_stop_signals,
+    kill_loaders,
+    no_room,
+    share,
+)
 from dssn.distributed import cores_of_a_process
 from dssn.errors import UserError
 
@@ -218,7 +224,8 @@ def eval_loader(cfg, samples, rank=0, world=1, gpu=False):
     workers = count_workers(cfg.workers, world, gpu)
     if workers == 0:
         return raise_errors(read_ahead(part))
-    return raise_errors(DataLoader(part, batch_size=None, **worker_arguments(workers)))
+    return raise_errors(DataLoader(part, batch_size=None, collate_fn=share,
+                                   **worker_arguments(workers)))
 
 
 def count_workers(workers, world, gpu):
@@ -262,11 +269,16 @@ def read_ahead(items, count=2):
 
 
 def raise_errors(loader):
-    """Yield the items of a loader, but raise an item that is a UserError."""
-    for item in loader:
-        if isinstance(item, UserError):
-            raise item
-        yield item
+    """Yield the items of a loader, but raise an item that is a UserError.
+
+    Raises:
+        WorkerFailure: a loader process has ended.
+    """
+    with explained_failures(fetching=getattr(loader, 'num_workers', 0) > 0):
+        for item in loader:
+            if isinstance(item, UserError):
+                raise item
+            yield item
 
 
 def collate(rows):
@@ -274,13 +286,19 @@ def collate(rows):
 
     Returns:
         (`Batch`, [(image path, message)] of the replaced samples), or the first UserError among
-        the items.
+        the items, or a `WorkerFailure`.
     """
     errors = [row for row in rows if isinstance(row, UserError)]
     if errors:
         return errors[0]
     replaced = [pair for row in rows if isinstance(row, RepairedRow) for pair in row.files]
-    return _collate([row.row if isinstance(row, RepairedRow) else row for row in rows]), replaced
+    rows = [row.row if isinstance(row, RepairedRow) else row for row in rows]
+    try:
+        return _collate(rows), replaced  # in a loader process: in shared memory
+    except RuntimeError as error:
+        if 'shared memory' not in str(error):
+            raise
+        return no_room(error)
 
 
 def _collate(rows):

@@ -1,6 +1,13 @@
-"""Processes that load data: they ignore stop signals, and their parent process ends them."""
+"""Processes that load data: what they do on signals, how they pass items on, how they fail."""
+import contextlib
 import multiprocessing
+import os
 import signal
+
+import torch
+from torch.utils.data import get_worker_info
+
+from dssn.errors import UserError
 
 # Sent by Ctrl-C, by a cluster or `kill`, and as a warning before a job is pre-empted.
 STOP_SIGNALS = ('SIGINT', 'SIGTERM', 'SIGUSR1')
@@ -25,3 +32,61 @@ def kill_loaders():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for loader in loaders:
         loader.kill()
+
+
+class WorkerFailure(UserError):
+    """A process that loads data has ended, or has no memory to pass its items on."""
+
+
+def share(item):
+    """In a loader process: the item (a tuple), its tensors in shared memory; else the item itself.
+
+    PyTorch would do the same later, in a thread, where an error is printed and the item is lost:
+    the training process would wait for it forever.
+
+    Returns:
+        the item, or a `WorkerFailure` if there is no room.
+    """
+    if get_worker_info() is None or isinstance(item, UserError):
+        return item
+    try:
+        for part in item:
+            if torch.is_tensor(part):
+                part.share_memory_()
+    except RuntimeError as error:
+        return no_room(error)
+    return item
+
+
+def no_room(error):
+    """The `WorkerFailure` of an error of PyTorch's shared memory."""
+    size = ''
+    with contextlib.suppress(OSError, AttributeError):
+        disk = os.statvfs('/dev/shm')
+        size = f' (/dev/shm has {disk.f_blocks * disk.f_frsize >> 20} MiB)'
+    return WorkerFailure(f'a loader process has no shared memory left{size}: {error}; load in the '
+                         'training process (--set workers=0), or give more shared memory '
+                         '(docker run --shm-size=8g)')
+
+
+@contextlib.contextmanager
+def explained_failures(fetching=False):
+    """Raise a `WorkerFailure` for errors which mean that a loader process has ended.
+
+    PyTorch raises a RuntimeError at any moment, in a signal handler. If the process ended while an
+    item was received from it, other errors come first.
+
+    Args:
+        fetching: whether the block only fetches items from loader processes. Then a connection that
+            breaks off is such an error, too.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError) as error:
+        broken = isinstance(error, (OSError, EOFError)) and fetching
+        # An error that was raised in a worker ("Caught ...") is a fault of the program.
+        if not broken and not str(error).startswith('DataLoader worker'):
+            raise
+        reason = repr(error) if broken else ' '.join(str(error).split())
+        raise WorkerFailure(f'a loader process has ended: {reason}; if memory ran out, set fewer '
+                            'workers (--set workers=0 loads in the training process)') from None
