@@ -132,13 +132,15 @@ def choose_states(args, content):
 
 def evaluate_list(args, cfg, models, predict_indices, samples, world):
     """Evaluate on an id list, and print and write the scores; returns the exit status."""
+    from dssn.data.workers import explained_failures
     from dssn.inference.evaluation import evaluate, table
     from dssn.inference.pictures import PictureWriter
     from dssn.run.metrics import ABSENT_TEXT
     absent = args.absent or 'skip'
     writer = PictureWriter(args.save_dir, cfg, samples) if args.save_dir else None
     started = time.time()
-    result = evaluate(models, cfg, samples, world, writer, absent, predict_indices)
+    with explained_failures():
+        result = evaluate(models, cfg, samples, world, writer, absent, predict_indices)
     seconds = time.time() - started
     names = names_of_classes(cfg)
     setting = (f"{args.checkpoint} ({', '.join(models)}) on {cfg.val_id_path}: {len(samples)} "

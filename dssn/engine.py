@@ -222,8 +222,11 @@ class Run:
         Raises:
             Stopped: a signal stopped the run.
         """
-        result = evaluate(self.networks.by_role(), self.cfg, samples, self.world,
-                          absent=metrics.ABSENT, stop=lambda: self.signals.number)
+        result = None
+        # With several processes all have to stop between the same two images.
+        with self.signals.break_off(self.world.size == 1):
+            result = evaluate(self.networks.by_role(), self.cfg, samples, self.world,
+                              absent=metrics.ABSENT, stop=lambda: self.signals.number)
         if result is None:
             number = int(self.world.highest(self.signals.number))
             self.stop(number, f'while evaluating epoch {self.progress.epoch + 1}')

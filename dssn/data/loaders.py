@@ -2,6 +2,7 @@
 import atexit
 import functools
 import itertools
+import signal
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
@@ -24,6 +25,7 @@ from dssn.errors import UserError
 # Keys of the orders for `generator`. They differ from the keys of the views in datasets.py.
 LABELED_ORDER, UNLABELED_ORDER, PARTNER_SHIFT = 100, 101, 102
 PREFETCH = 2  # batches, or evaluation images, that each worker prepares in advance
+LONGEST_WAIT = 600  # seconds for the next item; after them the loader processes count as hanging
 
 
 class Schedule:
@@ -253,7 +255,10 @@ def worker_arguments(workers):
     # The function registered last runs first: before Python waits for the workers.
     atexit.unregister(kill_loaders)
     atexit.register(kill_loaders)
-    return {'num_workers': workers, 'prefetch_factor': PREFETCH, 'worker_init_fn': prepare_worker}
+    # Where no signal tells that a process has ended, PyTorch looks itself if there is no timeout.
+    timeout = LONGEST_WAIT if hasattr(signal, 'SIGCHLD') else 0
+    return {'num_workers': workers, 'prefetch_factor': PREFETCH, 'worker_init_fn': prepare_worker,
+            'timeout': timeout}
 
 
 def read_ahead(items, count=2):

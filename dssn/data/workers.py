@@ -65,13 +65,13 @@ def no_room(error):
         disk = os.statvfs('/dev/shm')
         size = f' (/dev/shm has {disk.f_blocks * disk.f_frsize >> 20} MiB)'
     return WorkerFailure(f'a loader process has no shared memory left{size}: {error}; load in the '
-                         'training process (--set workers=0), or give more shared memory '
+                         'main process (--set workers=0), or give more shared memory '
                          '(docker run --shm-size=8g)')
 
 
 @contextlib.contextmanager
 def explained_failures(fetching=False):
-    """Raise a `WorkerFailure` for errors which mean that a loader process has ended.
+    """Raise a `WorkerFailure` for errors which mean that a loader process has ended or hangs.
 
     PyTorch raises a RuntimeError at any moment, in a signal handler. If the process ended while an
     item was received from it, other errors come first.
@@ -85,8 +85,9 @@ def explained_failures(fetching=False):
     except (RuntimeError, OSError, EOFError) as error:
         broken = isinstance(error, (OSError, EOFError)) and fetching
         # An error that was raised in a worker ("Caught ...") is a fault of the program.
-        if not broken and not str(error).startswith('DataLoader worker'):
+        if not broken and not str(error).startswith('DataLoader '):
             raise
         reason = repr(error) if broken else ' '.join(str(error).split())
-        raise WorkerFailure(f'a loader process has ended: {reason}; if memory ran out, set fewer '
-                            'workers (--set workers=0 loads in the training process)') from None
+        raise WorkerFailure(f'a loader process has ended or hangs: {reason}; if memory ran out, '
+                            'set fewer workers (--set workers=0 loads in the main process)'
+                            ) from None

@@ -1,4 +1,5 @@
 """Signals that stop a run, and the agreement of its processes between two steps."""
+import contextlib
 import os
 import signal
 import sys
@@ -15,6 +16,10 @@ from dssn.data.workers import STOP_SIGNALS
 ONE_SIGNAL = 1.0
 
 
+class BrokenOff(BaseException):
+    """A signal breaks off an evaluation."""
+
+
 class Signals:
     """A context that handles stop signals: the first asks to stop, the second ends the process.
 
@@ -27,6 +32,7 @@ class Signals:
 
     def __init__(self):
         self.number, self.since, self.before = 0, 0.0, {}
+        self.breaking = False
 
     def __enter__(self):
         in_main = threading.current_thread() is threading.main_thread()
@@ -40,12 +46,30 @@ class Signals:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
+    @contextlib.contextmanager
+    def break_off(self, allowed=True):
+        """A context for an evaluation: if `allowed`, the first signal breaks it off at once.
+
+        Elsewhere a signal waits for the end of a step. An evaluation loses nothing, and it may be
+        waiting for loader processes that hang.
+        """
+        self.breaking = allowed
+        try:
+            yield
+        except BrokenOff:
+            pass
+        finally:
+            self.breaking = False
+
     def handle(self, number, _):
         name = signal.Signals(number).name
         if not self.number:
             self.number, self.since = int(number), time.monotonic()
-            write_to_terminal(f'{name}: stopping after this step is saved; a second signal stops '
-                              'at once, without saving\n')
+            what = 'breaking off the evaluation' if self.breaking else \
+                'stopping after this step is saved'
+            write_to_terminal(f'{name}: {what}; a second signal stops at once, without saving\n')
+            if self.breaking:
+                raise BrokenOff
         elif time.monotonic() - self.since > ONE_SIGNAL:
             write_to_terminal(f'{name} again: stopped without saving\n')
             os._exit(128 + number)
