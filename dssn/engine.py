@@ -221,12 +221,20 @@ class Run:
 
         Raises:
             Stopped: a signal stopped the run.
+            UserError: a file is bad, or memory does not suffice.
         """
         result = None
         # With several processes all have to stop between the same two images.
         with self.signals.break_off(self.world.size == 1):
-            result = evaluate(self.networks.by_role(), self.cfg, samples, self.world,
-                              absent=metrics.ABSENT, stop=lambda: self.signals.number)
+            try:
+                result = evaluate(self.networks.by_role(), self.cfg, samples, self.world,
+                                  absent=metrics.ABSENT, stop=lambda: self.signals.number)
+            except UserError as error:
+                if isinstance(error, WorkerFailure):
+                    raise
+                raise UserError(f'{error} (training up to step {self.saver.saved_step} is saved; '
+                                'the same command resumes there, also with other settings of '
+                                'evaluation)') from None
         if result is None:
             number = int(self.world.highest(self.signals.number))
             self.stop(number, f'while evaluating epoch {self.progress.epoch + 1}')

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from dssn import precision
 from dssn.batch import normalise
 from dssn.data.loaders import eval_loader
+from dssn.inference.memory import Estimate, explained_memory
 from dssn.labels import IGNORE
 from dssn.pseudo_labels import classes
 
@@ -175,6 +176,9 @@ def evaluate(models: Dict[str, torch.nn.Module], cfg, samples, world, on_image=N
 
     Returns:
         {name: Scores}, the same on every rank; None if the evaluation was aborted.
+
+    Raises:
+        UserError: a file is bad, or memory does not suffice for an image.
     """
     predict = predict or predictor(cfg.protocol, cfg.crop_size)
     at_once = images_at_once(cfg, world.device)
@@ -190,13 +194,20 @@ def evaluate(models: Dict[str, torch.nn.Module], cfg, samples, world, on_image=N
         if cfg.protocol == 'center_crop':
             items = ((center_crop(image, cfg.crop_size), center_crop(label, cfg.crop_size),
                       position) for image, label, position in items)
+        remedies = what_saves_memory(cfg, world.device)
+        estimate = world.device.type == 'cpu' and Estimate(lambda side: [
+            predict(model, torch.zeros(1, 3, side, side)) for model in callable_as.values()])
         for group in group_by_size(items, at_once):
             if stop and stop():
                 break
             images, labels, positions = zip(*group)
-            x = normalise(torch.stack(images).to(world.device))
-            label = torch.stack(labels).to(world.device)  # as uint8: 1/8 of the bytes of int64
-            found = {name: predict(model, x) for name, model in callable_as.items()}
+            name_of_image, size = samples[int(positions[0])].image, images[0].shape[1:]
+            if estimate:
+                estimate.check(name_of_image, size, remedies)
+            with explained_memory(name_of_image, size, remedies):
+                x = normalise(torch.stack(images).to(world.device))
+                label = torch.stack(labels).to(world.device)  # uint8: 1/8 of the bytes of int64
+                found = {name: predict(model, x) for name, model in callable_as.items()}
             for name in models:
                 matrices[name] += confusion_matrix(label, found[name], cfg.nclass)
             if on_image:
@@ -211,6 +222,18 @@ def evaluate(models: Dict[str, torch.nn.Module], cfg, samples, world, on_image=N
         return None
     return {name: scores(world.sum(matrix), len(samples), absent)
             for name, matrix in matrices.items()}
+
+
+def what_saves_memory(cfg, device):
+    """Settings with which evaluation needs less memory, as text."""
+    options = [
+        (images_at_once(cfg, device) > 1, '--set eval_batch_size=1'),
+        (device.type == 'cuda' and cfg.eval_amp == 'off', '--set eval_amp=bf16'),
+        (cfg.protocol == 'original', f'--set protocol=sliding_window (windows of crop_size = '
+                                     f'{cfg.crop_size} pixels; the scores differ from those of '
+                                     'whole images)'),
+        (True, 'smaller images (python -m dssn shrink)')]
+    return 'these need less: ' + ', '.join(text for use, text in options if use)
 
 
 def images_at_once(cfg, device):

@@ -19,10 +19,12 @@ from dssn.data.files import FileProblem, decoded_formats, open_image
 from dssn.data.folders import visible_files
 from dssn.data.lists import Sample
 from dssn.errors import UserError
+from dssn.inference.memory import explained_memory
 
 # An image with more than TILE x TILE pixels is predicted in tiles of at most that size. Predictions
 # in the margin of a tile are dropped. A tile needs about 3 GiB on a CPU with ResNet-101.
 TILE, MARGIN = 2048, 256
+SMALLER = 'predict on a machine with more memory, or smaller images'
 
 
 def find_images(folder, save_dir):
@@ -117,10 +119,10 @@ def predict_folder(model, folder, samples, world, on_image, predict):
         predict: function from `predictor`.
 
     Returns:
-        One line for each image that cannot be read.
+        One line for each image that cannot be read, or for which memory does not suffice.
     """
     model.eval()
-    problems = []
+    problems, tiled = [], 0
     positions = range(world.rank, len(samples), world.size)
     for position in tqdm(positions, unit='image', disable=None if world.is_main else True):
         try:
@@ -128,6 +130,16 @@ def predict_folder(model, folder, samples, world, on_image, predict):
         except FileProblem as problem:
             problems.append(str(problem))
             continue
-        found = predict_image(predict, model, image, world.device)
+        size = image.shape[1:]
+        try:
+            with explained_memory(samples[position].image, size, SMALLER):
+                found = predict_image(predict, model, image, world.device)
+        except UserError as problem:
+            problems.append(str(problem))
+            continue
+        tiled += size[0] * size[1] > TILE * TILE
         on_image(position, image, None, {'prediction': found})
+    if tiled:
+        print(f'predicted in overlapping tiles of at most {TILE}x{TILE} pixels: {tiled} larger '
+              'images')
     return problems
