@@ -17,7 +17,8 @@ from dssn.labels import IGNORE
 from dssn.tools.arguments import count_or_fraction, whole_number
 from dssn.tools.data.groups import closest_groups, group_of, group_rule, sequence_warning
 
-SHOWN = 3  # files or groups that a message names
+SHOWN = 3   # files or groups that a message names
+TRIES = 20  # choices of groups for val, if the wanted number of samples is not met
 
 
 def add_arguments(parser):
@@ -228,15 +229,14 @@ def choose(samples, labeled, val, seed, classes, groups=None):
         UserError: not enough samples have masks, or only one group has.
     """
     groups = groups or range(len(samples))
-    members = {}  # {group: its samples with masks}
-    for i, sample in enumerate(samples):
-        if sample.mask:
-            members.setdefault(groups[i], []).append(i)
+    masked = [i for i, sample in enumerate(samples) if sample.mask]
     rng = np.random.default_rng(seed)
-    names = list(members)
+    names = list(dict.fromkeys(groups[i] for i in masked))
     names = [names[k] for k in rng.permutation(len(names))]
-    order = take_turns([i for name in names for i in rng.permutation(members[name]).tolist()],
-                       groups)
+    members = {name: [] for name in names}  # the samples with masks
+    for k in rng.permutation(len(masked)):
+        members[groups[masked[k]]].append(masked[k])
+    order = take_turns([i for name in names for i in members[name]], groups)
     wanted = to_count(val, len(order))
     in_val = choose_val(names, members, wanted, val, classes) if wanted else set()
     held_out = [i for i in order if groups[i] in in_val]
@@ -252,15 +252,45 @@ def choose(samples, labeled, val, seed, classes, groups=None):
 
 
 def choose_val(names, members, wanted, val, classes):
-    """The set of the groups that are held out; the arguments are those of `choose`.
+    """The set of the groups that are held out.
 
-    Groups that show all classes, large ones first, are kept for training, because a rare class
-    could be only in val otherwise.
+    Args:
+        names: the groups, in random order. members: {group: its samples with masks}.
+        wanted: number of samples. val: the same as the user gave it, for errors.
+        classes: as in `choose`.
     """
-    present = {name: set().union(*(classes.get(i, ()) for i in members[name])) for name in names}
     sizes = {name: len(members[name]) for name in names}
-    largest_first = sorted(names, key=lambda name: -sizes[name])
-    others = exclude(names, cover_classes(largest_first, present))
+    present = {name: set().union(*(classes.get(i, ()) for i in members[name])) for name in names}
+    best, least, problem = [], wanted, None
+    for start in range(min(max(len(names), 1), TRIES)):
+        try:
+            chosen = closest_val(names[start:] + names[:start], sizes, wanted, val, present)
+        except UserError as error:  # other groups may leave more
+            problem = problem or error
+            continue
+        distance = abs(sum(sizes[name] for name in chosen) - wanted)
+        if not best or distance < least:
+            best, least = chosen, distance
+        if least == 0:
+            break
+    if not best:
+        raise problem
+    return set(best)
+
+
+def closest_val(names, sizes, wanted, val, present):
+    """Groups with a number of samples as close to `wanted` as possible.
+
+    Groups that show all classes are left for training, because a rare class could be only in val
+    otherwise. The first groups are left if there is a choice, and then the first are taken.
+
+    Args:
+        names: the groups. sizes: {group: number of samples}. present: {group: set of its classes}.
+
+    Raises:
+        UserError: not enough samples have masks, or all of them are in one group.
+    """
+    others = exclude(names, cover_classes(names, present))
     total, available = sum(sizes.values()), sum(sizes[name] for name in others)
     if wanted > available:
         raise UserError(f'--val {val}: only {available} samples have masks'
@@ -281,7 +311,7 @@ def choose_val(names, members, wanted, val, classes):
         raise UserError(f'--val {val}: all {total} samples with masks are in one group, '
                         f'{names[0]}; write a --group that divides them, or hold out an id list '
                         'with --val LIST')
-    return set(chosen)
+    return chosen
 
 
 def take_turns(order, groups, before=()):
