@@ -490,6 +490,11 @@ def two_masks():
     Image.new('L', (40, 30)).save('data/masks/labeled0.bmp')
 
 
+def other_subfolders():
+    os.makedirs('annotated/labels')
+    Image.new('L', (40, 30)).save('annotated/labels/labeled0_m.png')
+
+
 SPLIT = ['split', '--images', 'data/images', '--masks', 'data/masks', '--out', 'splits/mine/2']
 data_case('split: an image folder that is not there', 'split', '--images', 'photos',
           '--masks', 'data/masks', '--out', 'splits/mine/2')
@@ -497,6 +502,12 @@ data_case('split: masks as JPEG', 'split', '--images', 'data/images', '--masks',
           '--out', 'splits/x', prepare=jpegs)
 data_case('split: two masks of one image', *SPLIT, prepare=two_masks)
 data_case('split: names that do not match', *SPLIT, '--image-suffix', '_left')
+data_case('split: masks in other subfolders than their images', 'split', '--images', 'data',
+          '--masks', 'annotated', '--mask-suffix', '_m', '--out', 'splits/x',
+          prepare=other_subfolders)
+data_case('split: a group that not every image has', *SPLIT, '--val', '1', '--group', '0$')
+data_case('split: one group for all images', *SPLIT, '--val', '1', '--group', 'folder')
+data_case('split: not a regular expression', *SPLIT, '--val', '1', '--group', '(images')
 data_case('split: more labeled than there are', *SPLIT, '--labeled', '99')
 data_case('split: more val than there are', *SPLIT, '--val', '99')
 data_case('split: neither a number nor a fraction', *SPLIT, '--labeled', '3/2')

@@ -125,3 +125,53 @@ def test_links_to_folders_are_followed_but_not_in_circles(tree, tmp_path):
 def test_hidden_folders_are_left_out(tree):
     tree('i/1.jpg', 'i/.ipynb_checkpoints/1-checkpoint.jpg', 'm/1.png', 'm/.trash/1.png')
     assert pairs('i', 'm')[0] == [('i/1.jpg', 'm/1.png')]
+
+
+def test_in_two_trees_the_subfolder_counts(tree):
+    tree('i/a/000.jpg', 'i/b/000.jpg', 'i/b/001.jpg', 'm/b/000.png', 'm/c/001.png', 'm/c/000.png')
+    found, _, unpaired = pairs('i', 'm')
+    assert found == [('i/a/000.jpg', None), ('i/b/000.jpg', 'm/b/000.png'), ('i/b/001.jpg', None)]
+    assert unpaired == [os.path.join('m', 'c', name) for name in ('000.png', '001.png')]
+
+
+def test_no_mask_in_the_subfolder_of_its_image_and_the_remedies(tree):
+    tree('i/rgb/s/0.jpg', 'm/seg/s/0.png')
+    with pytest.raises(UserError, match=r"subfolder of its image \(image i.rgb.s.0.jpg, mask "
+                                        r"m.seg.s.0.png\); give the folders.*'data/\*/seg/\*'"):
+        pair_files('i', 'm')
+    for images, masks in (('i/rgb', 'm/seg'), ('i/rgb/*/*', 'm/seg/*/*')):
+        assert pairs(images, masks)[0] == [('i/rgb/s/0.jpg', 'm/seg/s/0.png')]
+
+
+@pytest.mark.parametrize('images, masks, found', [
+    # Only one of the two has subfolders: the stem is enough.
+    (['i/a/1.jpg', 'i/b/2.jpg'], ['m/1.png', 'm/2.png'], ['m/1.png', 'm/2.png']),
+    (['i/1.jpg', 'i/2.jpg'], ['m/a/1.png', 'm/b/2.png'], ['m/a/1.png', 'm/b/2.png']),
+    # Two images have a stem, but no mask has it, or one lies beside the mask's folder.
+    (['i/a/1.jpg', 'i/b/1.jpg', 'i/b/2.jpg'], ['m/2.png'], [None, None, 'm/2.png']),
+    (['i/1.jpg', 'i/a/1.jpg'], ['m/1.png'], ['m/1.png', None]),
+])
+def test_one_tree_and_one_flat_folder(tree, images, masks, found):
+    tree(*images, *masks)
+    assert pairs('i', 'm')[0] == list(zip(images, found))
+
+
+@pytest.mark.parametrize('images, masks, image, mask', [
+    ('d/*/rgb/*', 'd/*/seg/*', 'd/s1/rgb/0.jpg', 'd/s1/seg/0.png'),
+    ('d/*_rgb/*.jpg', 'd/*_seg/*.png', 'd/s1_rgb/0.jpg', 'd/s1_seg/0.png'),
+    ('d/?/x/[ab]/*', 'e/?/[!x]/*', 'd/1/x/a/0.jpg', 'e/1/a/0.png'),
+    ('./d/**/rgb/**/*.jpg', 'd/**/seg/**', 'd/s/t/rgb/u/0.jpg', 'd/s/t/seg/u/0.png'),
+    ('d/*/*', 'm', 'd/s1/0.jpg', 'm/s1/0.png'),          # a glob and a folder
+    ('d/*/rgb/*', 'm/*', 'd/s1/rgb/0.jpg', 'm/0.png'),   # one tree and one flat folder
+])
+def test_the_subfolder_of_a_glob_is_the_text_of_its_wildcards(tree, images, masks, image, mask):
+    tree(image, mask, 'd/other/deep/rgb/seg/9.jpg', 'd/other/deep/rgb/seg/9.png')
+    found = [pair for pair in pairs(images, masks, data_root='.')[0] if pair[1]]
+    assert (image, mask) in found
+
+
+def test_masks_of_another_folder_of_a_glob_are_not_taken(tree):
+    tree('d/s1/rgb/0.jpg', 'd/s2/rgb/1.jpg', 'd/s2/seg/0.png', 'd/s2/seg/1.png')
+    found, _, unpaired = pairs('d/*/rgb/*', 'd/*/seg/*')
+    assert found == [('s1/rgb/0.jpg', None), ('s2/rgb/1.jpg', 's2/seg/1.png')]
+    assert unpaired == [os.path.join('d', 's2', 'seg', '0.png')]

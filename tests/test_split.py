@@ -1,9 +1,13 @@
 """Making labeled, unlabeled and val lists, by the function and by the command."""
 import argparse
+import itertools
 import os
+import random
+import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
@@ -251,10 +255,14 @@ def test_val_images_in_folders_of_their_own(folders):
     assert all(name.startswith('train photos/') for name in images('lists/all/labeled.txt'))
 
 
-def test_masks_without_an_image_are_reported(folders, capsys):
+def test_what_has_no_partner_is_counted_and_named(folders, capsys):
     os.remove('my set/photos/3.jpg')
-    main(FOLDERS)
-    assert '1 masks have no image, such as my set/masks/3.png' in capsys.readouterr().out
+    assert main(FOLDERS) == 0
+    printed = capsys.readouterr()
+    assert ('8 of 19 images have no mask: photos/12.jpg, photos/13.jpg, photos/14.jpg, ...\n'
+            in printed.out)
+    assert 'warning: 1 masks have no image' in printed.err
+    assert printed.err.endswith('not used: my set/masks/3.png\n')
 
 
 def test_bad_lists_and_a_folder_that_cannot_be_written(source, tmp_path, capsys):
@@ -271,11 +279,208 @@ def test_bad_lists_and_a_folder_that_cannot_be_written(source, tmp_path, capsys)
 @pytest.mark.parametrize('arguments', [
     [], ['--images', 'i'], ['list', '--images', 'i', '--masks', 'm'], ['list', '--masks', 'm'],
     ['list', '--stratified'], ['list', '--data-root', 'd'], ['list', '--labeled', '1/0'],
-    ['list', '--seed', '-1'], ['list', '--mask-suffix', '_m']])
+    ['list', '--seed', '-1'], ['list', '--mask-suffix', '_m'], ['list', '--group', 'folder'],
+    ['list', '--labeled', '1', '--group', '(']])
 def test_wrong_usage(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(['split', '--out', 'o'] + arguments)
     assert caught.value.code == 2 and 'usage' in capsys.readouterr().err
+
+
+def world_of_groups(rng):
+    """(samples, groups, classes) of up to 16 samples in up to 6 groups; some have no mask."""
+    n = rng.randint(2, 16)
+    groups = [f'g{rng.randint(0, rng.choice([1, 5]))}' for _ in range(n)]
+    samples = [Sample(f'{i}.jpg', f'{i}.png' if rng.random() < 0.8 else None, '')
+               for i in range(n)]
+    classes = {i: {0, rng.randint(1, 4)} for i, sample in enumerate(samples) if sample.mask}
+    return samples, groups, classes
+
+
+def test_groups_are_whole_val_is_closest_and_labeled_is_spread():
+    rng, counted = random.Random(0), Counter()
+    for seed in range(600):
+        samples, groups, _ = world_of_groups(rng)
+        sizes = Counter(group for sample, group in zip(samples, groups) if sample.mask)
+        total = sum(sizes.values())
+        wanted = rng.randint(1, max(total - 1, 1))
+        # The independent reference: all sets of groups, but not of all groups.
+        sums = [sum(part) for k in range(1, len(sizes))
+                for part in itertools.combinations(sizes.values(), k)]
+        if not sums:
+            with pytest.raises(UserError):
+                choose(samples, None, wanted, seed, {}, groups)
+            counted['one group'] += 1
+            continue
+        labeled, unlabeled, val = choose(samples, None, wanted, seed, {}, groups)
+        assert len(val) == min(sums, key=lambda s: (abs(s - wanted), s))
+        in_val = {groups[i] for i in val}
+        assert not in_val & {groups[i] for i in labeled + unlabeled}
+        assert len(val) == sum(sizes[group] for group in in_val)
+        left_out = set(range(len(samples))) - {*labeled, *unlabeled, *val}
+        assert left_out == {i for i, sample in enumerate(samples)
+                            if not sample.mask and groups[i] in in_val}
+        counted['not met'] += len(val) != wanted
+        counted['left out'] += bool(left_out)
+        few = rng.randint(1, len(labeled))
+        some, rest, again = choose(samples, few, wanted, seed, {}, groups)
+        assert again == val and set(some) <= set(labeled) and len(some) == few
+        assert sorted(some + rest) == sorted(labeled + unlabeled)
+        taken = Counter(groups[i] for i in some)
+        for group in {groups[i] for i in labeled}:  # none is behind, unless it has no more
+            assert taken[group] >= max(taken.values()) - 1 or taken[group] == sizes[group]
+    assert min(counted.values()) > 30 and len(counted) == 3
+
+
+def test_stratified_groups_show_every_class_in_labeled_and_keep_groups_whole():
+    rng, done = random.Random(1), 0
+    for seed in range(400):
+        samples, groups, classes = world_of_groups(rng)
+        try:
+            labeled, unlabeled, val = choose(samples, None, 2, seed, classes, groups)
+        except UserError:
+            continue
+        everything = set().union(*classes.values())
+        assert set().union(*(classes[i] for i in labeled)) == everything
+        assert not {groups[i] for i in val} & {groups[i] for i in labeled + unlabeled}
+        few = choose(samples, min(5, len(labeled)), 2, seed, classes, groups)[0]
+        if len(few) == 5:  # enough for 5 classes
+            assert set().union(*(classes[i] for i in few)) == everything
+            done += 1
+    assert done > 50
+
+
+def test_a_group_of_each_image_changes_nothing():
+    rng = random.Random(2)
+    for seed in range(100):
+        samples, _, classes = world_of_groups(rng)
+        names = [sample.image for sample in samples]
+        for present in ({}, classes):
+            found = []
+            for groups in (None, names):
+                try:
+                    found.append(choose(samples, Fraction(1, 3), 2, seed, present, groups))
+                except UserError as error:
+                    found.append(str(error))
+            assert found[0] == found[1]
+
+
+def test_the_seed_decides_which_groups_are_held_out():
+    groups = [f'{i // 3}' for i in range(30)]
+    vals = {tuple(choose(samples_of(30), None, 6, seed, {}, groups)[2]) for seed in range(20)}
+    assert len(vals) > 10 and all(len(val) == 6 for val in vals)
+
+
+@pytest.fixture
+def videos(tmp_path, monkeypatch):
+    """The working directory holds `set/photos` with frames of the videos a (10), b (6) and c (4);
+    the last frame of each has no mask. `set/list.txt` names them all."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ('photos', 'masks'):
+        (tmp_path / 'set' / folder).mkdir(parents=True)
+    lines = []
+    for video, count in (('a', 10), ('b', 6), ('c', 4)):
+        for i in range(count):
+            Image.new('RGB', (4, 4)).save(f'set/photos/{video}_{i:03d}.jpg')
+            if i < count - 1:
+                Image.new('L', (4, 4)).save(f'set/masks/{video}_{i:03d}.png')
+            lines.append(f'photos/{video}_{i:03d}.jpg' + f' masks/{video}_{i:03d}.png' * (
+                i < count - 1) + '\n')
+    Path('set/list.txt').write_text(''.join(lines))
+
+
+VIDEOS = ['split', '--images', 'set/photos', '--masks', 'set/masks', '--out', 'lists/a']
+
+
+def test_the_command_with_groups(videos, capsys):
+    assert main(VIDEOS + ['--val', '0.25', '--labeled', '4', '--group', '([a-z])_']) == 0
+    # 17 masks: a quarter is 5, as many as video b has. Its frame without a mask is in no list.
+    assert images('lists/val.txt') == [f'photos/b_{i:03d}.jpg' for i in range(5)]
+    assert Counter(name[7] for name in images('lists/a/labeled.txt')) == {'a': 2, 'c': 2}
+    assert len(images('lists/a/unlabeled.txt')) == 10
+    printed = capsys.readouterr()
+    assert printed.err == ''
+    for text in ('labeled.txt: 4 samples of 2 groups', 'unlabeled.txt: 10 samples of 2 groups',
+                 'val.txt: 5 samples of 1 group\n', 'groups in val: b\n',
+                 '1 images of groups in val are in no list: photos/b_005.jpg',
+                 '--val 0.25: 5 of 17 samples with masks (29.4%)'):
+        assert text in printed.out
+    # The same from the id list, and with the val list in place of the fraction.
+    for more in (['set/list.txt', '--val', '0.25'], ['set/list.txt', '--val', 'lists/val.txt'],
+                 VIDEOS[1:5] + ['--val', 'lists/val.txt']):
+        assert main(['split', *more, '--labeled', '4', '--group', '([a-z])_',
+                     '--out', 'lists/b']) == 0
+        train = [sorted(images(f'lists/{out}/labeled.txt') + images(f'lists/{out}/unlabeled.txt'))
+                 for out in 'ab']
+        assert train[0] == train[1]
+    assert 'lists/val.txt: names 5 of the 20 images to split' in capsys.readouterr().out
+
+
+def test_a_random_val_of_sequences_is_warned_of(videos, capsys):
+    def warned(*arguments):
+        assert main(['split', 'set/list.txt', '--out', 'lists/a', *arguments]) == 0
+        return 'warning: the images look like 3 sequences' in capsys.readouterr().err
+    assert warned('--val', '4')
+    os.remove('lists/val.txt')
+    assert not warned('--labeled', '4')
+    assert not warned('--val', '4', '--group', r'(.*?)\d+\D*$')  # the advice of the warning
+    assert not warned('--val', 'lists/val.txt')
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--val', '4', '--group', 'folder'],
+     'all 17 samples with masks are in one group, photos; write a --group'),
+    (['--val', '17', '--group', '[a-z]_'], 'only 0 samples have masks and are not in val'),
+    (['--val', '18', '--group', '[a-z]_'], '--val 18: only 17 samples have masks; hold out fewer'),
+    (['--labeled', '4', '--group', '[ab]_'], "'[ab]_': names no group in 'photos/c_000'"),
+    (['--val', 'val.txt', '--group', 'folder'], 'all 20 images are held out, or in a group with'),
+    (['--val', 'other.txt'], 'other.txt line 1: no file photos/z.jpg')])
+def test_groups_that_cannot_be_kept(videos, capsys, arguments, message):
+    Path('val.txt').write_text('photos/a_000.jpg masks/a_000.png\n')
+    Path('other.txt').write_text('photos/z.jpg masks/a_000.png\n')
+    assert main(VIDEOS + arguments) == 1
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 1
+    assert not os.path.exists('lists')
+
+
+def test_an_image_that_is_listed_twice_is_on_one_side(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('twice.txt').write_text(''.join(
+        f'{dot}i/{n}.jpg m/{n}.png\n' for n in range(10) for dot in ('', './')))
+    for seed in range(5):
+        assert main(['split', 'twice.txt', '--val', '6', '--seed', str(seed),
+                     '--out', f'{seed}/a']) == 0
+        val, labeled = ({os.path.normpath(name) for name in images(f'{seed}/{name}')}
+                        for name in ('val.txt', 'a/labeled.txt'))
+        assert len(val) == 3 and len(labeled) == 7 and not val & labeled
+
+
+def test_a_val_list_holds_out_the_same_image_in_another_spelling(source, tmp_path):
+    (tmp_path / 'val.txt').write_text('./images//3.jpg masks/3.png\n')
+    assert main(['split', source, '--val', str(tmp_path / 'val.txt'),
+                 '--out', str(tmp_path / 'x' / 'a')]) == 0
+    assert 'images/3.jpg' not in images(tmp_path / 'x' / 'a' / 'labeled.txt')
+
+
+def test_val_of_camvid_has_no_neighbour_in_training(tmp_path):
+    root = os.environ.get('DSSN_CAMVID')
+    if not root:
+        pytest.skip('DSSN_CAMVID names no folder of CamVid')
+
+    def neighbours(out, *more):
+        """The val images with a frame within a second (30 frames) in training."""
+        main(['split', '--images', root + '/images', '--masks', root + '/masks', '--labeled', '40',
+              '--val', '0.2', '--out', str(tmp_path / out / 'a'), *more])
+        parts = []
+        for name in ('val.txt', 'a/labeled.txt', 'a/unlabeled.txt'):
+            parts.append([re.fullmatch(r'images/(\w+_)f?(\d+).jpg', image).groups()
+                          for image in images(tmp_path / out / name)])
+        train = {(video, int(number)) for video, number in parts[1] + parts[2]}
+        return len(parts[0]), sum(any((video, int(number) + k) in train for k in range(-30, 31))
+                                  for video, number in parts[0])
+    assert neighbours('random') == (94, 90)
+    assert neighbours('whole', '--group', '[^/]+_') == (101, 0)
 
 
 def test_the_command_prints_a_mistake_as_one_line(source):

@@ -1,6 +1,7 @@
-"""Find images and masks in folders or by globs, and pair them by stem."""
+"""Find images and masks in folders or by globs, and pair them by folder and stem."""
 import glob
 import os
+import re
 
 from dssn.data.lists import Sample
 from dssn.errors import UserError
@@ -14,11 +15,14 @@ def pair_files(images, masks, mask_suffixes=('',), image_suffix='', data_root=No
     """Find all images, and the mask of each image that has one.
 
     The stem of a file is its name without the ending and without a suffix (`image_suffix`, or one
-    of `mask_suffixes`). A mask belongs to the image with the same stem. If several images have
-    this stem, it belongs to the one with the same relative folder.
+    of `mask_suffixes`). A mask belongs to the image with the same stem in the same subfolder. If
+    only the images or only the masks are in subfolders, the same stem is enough, but only one image
+    may have it.
 
     Args:
-        images, masks: folders, searched with their subfolders, or globs ('**' spans folders).
+        images, masks: folders, searched with their subfolders, or globs ('**' spans folders). The
+            subfolder of a file that a glob finds is the text for the wildcards of the glob's
+            folders.
         mask_suffixes, image_suffix: text at the end of the names, such as '_mask'; may be ''.
         data_root: folder that the samples are relative to. Default: the closest common folder.
 
@@ -33,8 +37,9 @@ def pair_files(images, masks, mask_suffixes=('',), image_suffix='', data_root=No
     image_files, image_base = find_files(images, IMAGE_ENDINGS, '--images')
     mask_files, mask_base = find_files(masks, MASK_ENDINGS, '--masks')
     # One folder may hold images and masks. A file in it is a mask if it has a mask suffix.
-    image_keys = {path: key_of(path, image_base, [image_suffix]) for path in image_files}
-    mask_keys = {path: key_of(path, mask_base, mask_suffixes) for path in mask_files}
+    image_keys = {path: key_of(path, folder, [image_suffix])
+                  for path, folder in image_files.items()}
+    mask_keys = {path: key_of(path, folder, mask_suffixes) for path, folder in mask_files.items()}
     shared = set(image_files) & set(mask_files)
     if shared and '' in mask_suffixes:
         raise UserError(f'--images {images} and --masks {masks} both find {min(shared)}; give a '
@@ -44,9 +49,16 @@ def pair_files(images, masks, mask_suffixes=('',), image_suffix='', data_root=No
     mask_keys = {path: key for path, key in mask_keys.items() if key}
     mask_of, unpaired = match(image_keys, mask_keys)
     if not mask_of:
+        image_of = {stem: path for path, (stem, _) in image_keys.items()}
+        for mask, (stem, _) in mask_keys.items():
+            if stem in image_of:
+                raise UserError(f'--masks {masks}: no mask lies in the subfolder of its image '
+                                f'(image {image_of[stem]}, mask {mask}); give the folders below '
+                                'which the subfolders have the same names, or quoted globs such as '
+                                "--images 'data/*/rgb/*' --masks 'data/*/seg/*'")
         raise UserError(f'--masks {masks}: no mask matches an image by stem (image '
-                        f'{min(image_keys, default=image_files[0])}, mask {mask_files[0]}); name '
-                        'masks like their images, or give a --mask-suffix or --image-suffix')
+                        f'{min(image_keys or image_files)}, mask {min(mask_files)}); name masks '
+                        'like their images, or give a --mask-suffix or --image-suffix')
     root = data_root or common_folder([image_base, mask_base])
     samples = [Sample(relative(path, root), mask_of.get(path) and relative(mask_of[path], root),
                       path) for path in sorted(image_keys)]
@@ -57,7 +69,8 @@ def find_files(pattern, endings, flag):
     """The files of a folder or glob, by ending.
 
     Returns:
-        (sorted files with one of the endings, the folder that their relative paths start from).
+        ({file with one of the endings: its subfolder, see `pair_files`}, in the order of the paths;
+        the folder that holds all of them).
     """
     if os.path.isdir(pattern):
         base = pattern
@@ -76,7 +89,10 @@ def find_files(pattern, endings, flag):
                             'indices; save masks as PNG')
         raise UserError(f'{flag} {pattern}: no file found with an ending of '
                         f"{', '.join(endings)}; name a folder, or quote a glob")
-    return files, os.path.normpath(base)
+    base = os.path.normpath(base)
+    if os.path.isdir(pattern):
+        return {path: os.path.relpath(os.path.dirname(path), base) for path in files}, base
+    return {path: text_of_wildcards(os.path.dirname(path), pattern) for path in files}, base
 
 
 def visible_files(folder, flag, excluded=None):
@@ -101,12 +117,31 @@ def visible_files(folder, flag, excluded=None):
         yield from (os.path.join(place, name) for name in names if not name.startswith('.'))
 
 
-def key_of(path, base, suffixes):
-    """(stem without its suffix, relative folder), or None if the stem has none of the suffixes."""
+def text_of_wildcards(folder, pattern):
+    """The text for the wildcards of a glob's folders: 's1' for 'd/s1/rgb' and 'd/*/rgb/*.jpg'."""
+    folders, name = os.path.split(os.path.normpath(pattern))
+    if name == '**':
+        folders = os.path.join(folders, name)
+    expression = ''
+    for token in re.split(r'(\*\*/|\*+|\?|\[[^]]+\])', os.path.join(folders, '')):
+        if token == '**/':
+            expression += '((?:.*/)?)'
+        elif token[:1] in ('*', '?'):
+            expression += '([^/]*)' if token[:1] == '*' else '([^/])'
+        elif token[:1] == '[' and token[1:]:
+            expression += '(.)'  # glob has seen which character it is
+        else:
+            expression += re.escape(token)
+    found = re.fullmatch(expression, os.path.join(folder, ''))
+    return '/'.join(text.rstrip('/') for text in found.groups() if text) or '.'
+
+
+def key_of(path, folder, suffixes):
+    """(stem without its suffix, subfolder), or None if the stem has none of the suffixes."""
     stem = os.path.splitext(os.path.basename(path))[0]
     for suffix in sorted(suffixes, key=len, reverse=True):
         if stem.endswith(suffix) and len(stem) > len(suffix):
-            return stem[:len(stem) - len(suffix)], os.path.relpath(os.path.dirname(path), base)
+            return stem[:len(stem) - len(suffix)], folder
     return None
 
 
@@ -115,17 +150,18 @@ def match(image_keys, mask_keys):
     by_stem = {}
     for path, (stem, folder) in sorted(image_keys.items()):
         by_stem.setdefault(stem, {}).setdefault(folder, []).append(path)
+    nested = all(any(folder != os.curdir for _, folder in keys.values())
+                 for keys in (image_keys, mask_keys))
     mask_of, unpaired = {}, []
     for mask, (stem, folder) in sorted(mask_keys.items()):
         folders = by_stem.get(stem, {})
-        candidates = [path for paths in folders.values() for path in paths]
+        candidates = folders.get(folder, [])
+        if not candidates and not nested:
+            candidates = sorted(path for paths in folders.values() for path in paths)
         if len(candidates) > 1:
-            candidates = folders.get(folder, [])
-        if len(candidates) > 1 or (not candidates and len(folders) > 1):
-            paths = sorted(path for group in folders.values() for path in group)
-            raise UserError(f"mask {mask}: {len(paths)} images have its stem '{stem}' "
-                            f"({', '.join(paths[:SHOWN])}); give the images different names, or "
-                            'put the masks into the same folders as the images')
+            raise UserError(f"mask {mask}: {len(candidates)} images have its stem '{stem}' "
+                            f"({', '.join(candidates[:SHOWN])}); give the images different names, "
+                            'or put the masks into the same folders as the images')
         if not candidates:
             unpaired.append(mask)
             continue
