@@ -56,6 +56,8 @@ def status_without_reader():
 
     To be called after a BrokenPipeError, which is raised again if its cause is another pipe.
     """
+    if not hasattr(select, 'poll'):  # Windows
+        raise
     poll = select.poll()
     poll.register(sys.stdout.fileno(), select.POLLOUT)
     if not any(event & select.POLLERR for _, event in poll.poll(0)):

@@ -73,11 +73,13 @@ def delayed_interrupts():
     """
     caught = []
     handler = signal.signal(signal.SIGINT, lambda *args: caught.append(args))
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    mask = getattr(signal, 'pthread_sigmask', None)  # Windows has none
+    blocked = mask and mask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        if mask:
+            mask(signal.SIG_SETMASK, blocked)
         signal.signal(signal.SIGINT, handler)
         if caught and callable(handler):
             handler(*caught[0])

@@ -102,6 +102,8 @@ class Lock:
         """Remove the lock."""
         if self.file.closed:
             return
+        if fcntl is None:  # Windows does not remove open files
+            self.file.close()
         try:
             os.remove(self.path)
             self.file.close()
@@ -111,7 +113,8 @@ class Lock:
 
 def alive(holder, age):
     """Whether a lock's holder lives, by host and process, or by the age of the file in seconds."""
-    if holder['host'] != socket.gethostname():
+    # Windows has no signal that only asks.
+    if holder['host'] != socket.gethostname() or os.name == 'nt':
         return age < STALE
     if holder['pid'] == os.getpid():
         return False

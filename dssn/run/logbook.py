@@ -2,7 +2,6 @@
 import datetime
 import json
 import os
-import resource
 import sys
 import time
 
@@ -169,8 +168,9 @@ class Logbook:
             self.bar.update()
         if self.text and not self.knows_peak:
             self.knows_peak = True
-            self.write('peak memory after the first step: '
-                       f'{peak_memory(self.world.device):.0f} MiB')
+            peak = peak_memory(self.world.device)
+            if peak is not None:
+                self.write(f'peak memory after the first step: {peak:.0f} MiB')
         if self.is_due(step, self.cfg.log_every):
             self._write_means(epoch, step, lr)
 
@@ -273,7 +273,10 @@ class Logbook:
 
 
 def peak_memory(device):
-    """Peak memory of this process in MiB: allocated on a GPU, or resident on a CPU."""
+    """Peak memory of this process in MiB: allocated on a GPU, or resident on a CPU.
+
+    None where the system does not tell (Windows).
+    """
     if device.type == 'cuda':
         return round(torch.cuda.max_memory_allocated(device) / 2 ** 20, 1)
     try:
@@ -282,5 +285,9 @@ def peak_memory(device):
                          / 2 ** 10, 1)
     except (OSError, StopIteration):
         pass  # not Linux. On Linux getrusage may return the peak of the parent process.
+    try:
+        import resource
+    except ImportError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2 ** 20 if sys.platform == 'darwin' else 2 ** 10), 1)

@@ -1,6 +1,6 @@
 """`python -m dssn bench step`: times a training step, its parts and its floor."""
 import dataclasses
-import resource
+import os
 import statistics
 import tempfile
 import time
@@ -108,7 +108,7 @@ def resident_memory():
     """MiB of memory that this process uses now; 0 where the system does not report it."""
     try:
         with open('/proc/self/statm', encoding='ascii') as file:
-            return int(file.read().split()[1]) * resource.getpagesize() / 2 ** 20
+            return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 2 ** 20
     except OSError:
         return 0.0
 
@@ -127,7 +127,8 @@ def memory_of(bench, before):
     device = bench.world.device
     if device.type != 'cuda':
         peak = peak_memory(device)
-        return {'peak_memory_mib': peak, 'step_memory_mib': round(peak - before, 1)}
+        return {'peak_memory_mib': peak,
+                'step_memory_mib': None if peak is None else round(peak - before, 1)}
     reserved = torch.cuda.max_memory_reserved(device)
     torch.cuda.reset_peak_memory_stats(device)
     bench.step()
@@ -291,5 +292,6 @@ def print_report(cfg, found):
     print(f'images a second: {", ".join(rates)}')
     for part, value in found['parts'].items():
         print(f'  {part:<16} {value:8.4f} s')
-    print(f"peak memory: {found['peak_memory_mib']:.0f} MiB, without the program "
-          f"{found['step_memory_mib']:.0f} MiB", flush=True)
+    if found['peak_memory_mib'] is not None:
+        print(f"peak memory: {found['peak_memory_mib']:.0f} MiB, without the program "
+              f"{found['step_memory_mib']:.0f} MiB", flush=True)
