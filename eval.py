@@ -87,15 +87,20 @@ def main(argv=None):
     states = choose_states(args, content)
 
     from dssn import distributed, precision
+    from dssn.data.check.quick import some_bands_problems
     from dssn.data.lists import check_files, read_list
     from dssn.inference.evaluation import predictor
     from dssn.models import build_model
     if args.images:
         from dssn.inference.predict import find_images
         samples, notes = find_images(args.images, args.save_dir)
+        root, path = args.images, f'--images {args.images}'
     else:
         samples = read_list(cfg.val_id_path, True, cfg.allow_outside)
         check_files(samples, cfg.data_root)
+        root, path, notes = cfg.data_root, cfg.val_id_path, []
+    notes += [f'warning: {problem.message}'
+              for problem in some_bands_problems(root, 'val', path, samples)]
     models = {role: build_model(cfg) for role in states}
     for role, model in models.items():
         load_weights(model, states[role], args.checkpoint)
@@ -110,6 +115,8 @@ def main(argv=None):
             model.to(world.device)
         if args.images:
             return predict(args, cfg, models, predict_indices, samples, notes, world)
+        for note in notes if world.is_main else []:
+            print(f'eval.py: {note}', file=sys.stderr)
         return evaluate_list(args, cfg, models, predict_indices, samples, world)
 
 
@@ -172,7 +179,7 @@ def predict(args, cfg, models, predict_indices, samples, notes, world):
     """Predict the images of a folder; returns the exit status, 1 if an image cannot be read.
 
     Args:
-        notes: lines on skipped files.
+        notes: lines on skipped files, and warnings.
     """
     from dssn.inference.pictures import PictureWriter
     from dssn.inference.predict import predict_folder

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import Dataset
 
 from dssn.batch import Batch, Labeled, Unlabeled, UnlabeledWithMasks
-from dssn.data.files import image_size, open_image, open_mask
+from dssn.data.files import image_header, open_image, open_image_and_header, open_mask
 from dssn.data.views import NO_BOX, base_view, cutmix_box, generator, strong_view
 from dssn.errors import UserError
 from dssn.labels import IGNORE
@@ -93,9 +93,7 @@ class TrainSet(Dataset):
 
     def read(self, sample):
         """(image, mask) of a sample, as Pillow RGB and L."""
-        cfg = self.cfg
-        image = open_image(cfg.data_root, sample)
-        return image, open_mask(cfg.data_root, sample, cfg.nclass, image.size, cfg.ignore_index)
+        return open_pair(self.cfg, sample)
 
     def read_or_replace(self, samples, index, read, replaced):
         """(index, read(sample)) of the sample at `index`, or of the next readable one.
@@ -171,8 +169,8 @@ def weak_ground_truth(cfg, samples, index, pass_number, role=UNLABELED):
     sample = samples[index]
     if sample.mask is None:
         return torch.full((cfg.crop_size, cfg.crop_size), IGNORE, dtype=torch.uint8)
-    size = image_size(cfg.data_root, sample)
-    mask = open_mask(cfg.data_root, sample, cfg.nclass, size, cfg.ignore_index)
+    header = image_header(cfg.data_root, sample)
+    mask = open_mask(cfg.data_root, sample, cfg.nclass, header.size, cfg.ignore_index, header.turn)
     return crop_to_weak_view(cfg, mask, index, pass_number, role)
 
 
@@ -202,12 +200,17 @@ class EvalSet(Dataset):
     def __getitem__(self, index):
         sample = self.samples[index]
         try:
-            image = open_image(self.cfg.data_root, sample)
-            mask = open_mask(self.cfg.data_root, sample, self.cfg.nclass, image.size,
-                             self.cfg.ignore_index)
+            image, mask = open_pair(self.cfg, sample)
         except UserError as error:
             return error
         return to_tensor(image), label_tensor(mask), index
+
+
+def open_pair(cfg, sample):
+    """(image, mask) of a sample, as Pillow RGB and L; raises a FileProblem if one is bad."""
+    image, header = open_image_and_header(cfg.data_root, sample)
+    return image, open_mask(cfg.data_root, sample, cfg.nclass, header.size, cfg.ignore_index,
+                            header.turn)
 
 
 def to_tensor(image):

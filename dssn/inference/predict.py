@@ -9,7 +9,7 @@ import os
 from collections import Counter
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from dssn import precision
@@ -63,17 +63,7 @@ def image_endings():
 
 def read_image(folder, sample):
     """The image as viewers show it, (3, H, W) uint8; raises a FileProblem if it is unreadable."""
-    return to_tensor(upright(open_image(folder, sample)))
-
-
-def upright(image):
-    """The image rotated by EXIF. Pillow has already rotated a TIFF (9.5 keeps its EXIF tag)."""
-    if image.format == 'TIFF':
-        return image
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # Pillow raises almost any exception for damaged EXIF; it is ignored
-        return image
+    return to_tensor(open_image(folder, sample))
 
 
 def tiles(side):

@@ -1,5 +1,6 @@
 """The kinds of problems of a data set, and the checks that compare samples or sum up masks."""
 import os
+from collections import Counter
 from typing import Dict, NamedTuple, Optional
 
 import numpy as np
@@ -18,6 +19,7 @@ KINDS = {
     'mask_colour': (ERROR, 'masks in colour or with an alpha channel'),
     'mask_depth': (ERROR, 'masks of 1 bit, or of more than 8 bits, per pixel'),
     'size_mismatch': (ERROR, 'masks of another size than their image'),
+    'orientation': (ERROR, 'EXIF orientations that image and mask may follow or not'),
     'wrong_values': (ERROR, 'masks with values that are not classes'),
     'list_0_and_255': (ERROR, 'lists whose masks hold only 0 and 255'),
     'list_ignored': (ERROR, 'lists whose masks are ignored everywhere'),
@@ -29,7 +31,7 @@ KINDS = {
     'mask_0_and_255': (WARNING, 'masks that hold only 0 and 255'),
     'mask_ignored': (WARNING, 'masks that are ignored everywhere'),
     'shared_mask': (WARNING, 'masks of two images'),
-    'exif_turned': (WARNING, 'images that viewers turn (EXIF orientation)'),
+    'bands': (WARNING, 'lists with TIFF images of other bands than red, green and blue'),
     'repeated': (WARNING, 'images repeated in a list'),
     'same_pixels': (WARNING, 'images with the same pixels, under different names'),
     'labeled_and_unlabeled': (WARNING, 'images both labeled and unlabeled'),
@@ -167,6 +169,22 @@ class DuplicateFinder:
             return select_on_problem(role, sample, other_role, text)
         text += 'remove one of the two, unless this is intended'
         return problem_at(sample, 'same_pixels', text, role, sample.image)
+
+
+# Sum up images.
+
+def bands_problems(role, path, read):
+    """One Problem for each way in which the bands of a list's TIFF images are read.
+
+    Args:
+        path: of the list. read: [(image, its `Header.bands`)], without those that are None.
+    """
+    first, count = {}, Counter()
+    for name, text in read:
+        first.setdefault(text, name)
+        count[text] += 1
+    return [Problem('bands', f'{path}: {count[text]} of the images read, such as {name}, have '
+                    f'{text}', role) for text, name in first.items()]
 
 
 # Sum up masks.

@@ -7,15 +7,18 @@ from dssn.data.check.findings import (
     ERROR,
     KINDS,
     PixelTotals,
+    bands_problems,
     path_problems,
     problem_at,
     unusable_mask_problems,
 )
-from dssn.data.check.inspection import inspect_quickly
+from dssn.data.check.inspection import collect_problem, inspect_quickly
+from dssn.data.files import TIFF_ENDINGS, image_header
 from dssn.data.lists import check_files
 from dssn.errors import UserError
 
 MASKS_PER_LIST = 32  # masks of each list that are opened before training
+TIFFS_PER_LIST = 32  # TIFF images of each list whose headers are read for a warning
 
 
 def quick_check(cfg, labeled, unlabeled, val, select_on=None, with_masks=False):
@@ -40,6 +43,8 @@ def quick_check(cfg, labeled, unlabeled, val, select_on=None, with_masks=False):
         problems = path_problems(lists)
         for role in ('labeled', 'val', 'select_on') + ('unlabeled',) * with_masks:
             problems += some_mask_problems(cfg, role, lists[role])
+        for role, samples in lists.items():
+            problems += some_bands_problems(cfg.data_root, role, cfg.list_paths.get(role), samples)
         return warnings_or_error(problems)
     except UserError as error:
         end = '' if str(error).endswith('?') else '.'
@@ -61,6 +66,20 @@ def some_mask_problems(cfg, role, samples):
             if inspected.counts is not None:
                 totals.add(inspected.counts)
     return problems + unusable_mask_problems(role, cfg.list_paths.get(role), totals)
+
+
+def some_bands_problems(data_root, role, path, samples):
+    """The `bands_problems` of the first TIFF images of a list.
+
+    A file that cannot be read is left out. It is an error when it is opened for its pixels.
+    """
+    tiffs = [sample for sample in samples if sample.image.lower().endswith(TIFF_ENDINGS)]
+    found = []
+    for sample in tiffs[:TIFFS_PER_LIST]:
+        header = collect_problem([], image_header, data_root, sample)
+        if header and header.bands:
+            found.append((sample.image, header.bands))
+    return bands_problems(role, path, found)
 
 
 def warnings_or_error(problems):

@@ -14,6 +14,7 @@ from dssn.data.check.findings import (
     PixelTotals,
     Problem,
     absent_class_problems,
+    bands_problems,
     path_problems,
     problem_at,
     unusable_mask_problems,
@@ -136,6 +137,7 @@ def inspect_lists(report, workers):
     report.totals.update({role: PixelTotals() for role in lists if role != 'unlabeled'})
     results = inspect_all(cfg.data_root, cfg.nclass, cfg.ignore_index,
                           [(sample, role != 'unlabeled') for role, sample in tasks], workers)
+    bands = {role: [] for role in lists}
     bar = tqdm(zip(tasks, results), total=len(tasks), desc='check', unit='sample', disable=None)
     for (role, sample), inspected in bar:
         problems += sample_problems(role, sample, inspected)
@@ -143,6 +145,10 @@ def inspect_lists(report, workers):
             problems += duplicates.add(role, sample, inspected.digest)
         if inspected.counts is not None:
             report.totals[role].add(inspected.counts)
+        if inspected.bands:
+            bands[role].append((sample.image, inspected.bands))
+    for role, read in bands.items():
+        problems += bands_problems(role, report.lists[role].path, read)
     names = names_of_classes(cfg)
     for role, totals in report.totals.items():
         path = report.lists[role].path

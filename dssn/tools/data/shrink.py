@@ -5,7 +5,7 @@ import os
 from PIL import Image
 from tqdm import tqdm
 
-from dssn.data.files import check_size, open_image, open_raw_mask
+from dssn.data.files import fit_mask, open_image_and_header, open_raw_mask
 from dssn.data.lists import check_files, read_list, write_list
 from dssn.data.parallel import in_processes
 from dssn.errors import UserError
@@ -87,14 +87,14 @@ def shrink(sample, data_root, by, out):
             if name and not os.path.exists(os.path.join(out, name))]
     if not todo:
         return 0
-    image = open_image(data_root, sample)
+    image, header = open_image_and_header(data_root, sample)
     size = max(image.width // by, 1), max(image.height // by, 1)
     if sample.image in todo:
         file_format, options = FORMATS[os.path.splitext(sample.image)[1].lower()]
         write(os.path.join(out, sample.image), image.resize(size, Image.BOX), file_format, options)
     if sample.mask in todo:
-        mask = open_raw_mask(data_root, sample)
-        check_size(data_root, sample, mask, image.size)
+        mask = fit_mask(data_root, sample, open_raw_mask(data_root, sample), header.size,
+                        header.turn)
         write(os.path.join(out, sample.mask), mask.resize(size, Image.NEAREST), 'PNG', {})
     return len(todo)
 
