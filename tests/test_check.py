@@ -195,7 +195,7 @@ def truncated_mask(world):
 def image_of_16_bits(world):
     path = path_of(world, 'val', 1, False)
     Image.fromarray(np.zeros((30, 40), np.uint16)).save(path, format='PNG')
-    return 'image_depth', 'val', 1, 'images/val0.jpg', ['8 bits per channel', 'convert']
+    return 'image_depth', 'val', 1, 'images/val0.jpg', ['8 bits per channel (16)', 'data.md']
 
 
 # ---- masks
@@ -220,10 +220,9 @@ def turned_mask(world):
 
 
 @damage
-def mask_of_the_turned_image(world):
-    turn(world, 'labeled', 1, 6)
-    name = change_mask(world, 'labeled', 1, np.rot90)
-    return 'size_mismatch', 'labeled', 1, name, ['EXIF orientation 6', 'exif_transpose']
+def half_turned_image(world):
+    name = turn(world, 'labeled', 1, 3)
+    return 'orientation', 'labeled', 1, name, ['EXIF orientation 3', 'exif_transpose', "exif=b''"]
 
 
 @damage
@@ -413,16 +412,6 @@ def one_mask_ignored(world):
     return 'mask_ignored', 'val', 2, name, ['ignored everywhere']
 
 
-def image_with_an_orientation(world):
-    name = turn(world, 'labeled', 3, 3)
-    return 'exif_turned', 'labeled', 3, name, ['orientation 3', 'exif_transpose', 'remove the tag']
-
-
-def unlabeled_image_with_an_orientation(world):
-    name = turn(world, 'unlabeled', 3, 8)
-    return 'exif_turned', 'unlabeled', 3, name, ['orientation 8', 'exif_transpose']
-
-
 def image_twice_in_labeled(world):
     write(world, 'labeled', lines(world, 'labeled') + ['images//labeled4.jpg masks/labeled4.png'])
     return 'repeated', 'labeled', 6, 'images//labeled4.jpg', [world.labeled + ' line 5', 'remove']
@@ -481,8 +470,7 @@ def class_absent_from_val(world):
 
 
 @pytest.mark.parametrize('damage_world', [
-    one_mask_of_0_and_255, one_mask_ignored, image_with_an_orientation,
-    unlabeled_image_with_an_orientation, image_twice_in_labeled, image_twice_in_unlabeled,
+    one_mask_of_0_and_255, one_mask_ignored, image_twice_in_labeled, image_twice_in_unlabeled,
     mask_of_two_images, image_labeled_and_unlabeled, copy_within_a_list,
     copy_among_labeled_and_unlabeled, copy_within_val, class_absent_from_labeled,
     class_absent_from_val], ids=lambda function: function.__name__)

@@ -104,7 +104,10 @@ def _chunks_follow_pixels(image):
 # Bits and bands.
 
 def bits_per_channel(image):
-    """The bits per channel that an opened image file states, before it is decoded."""
+    """The bits per channel that an opened image file states, before it is decoded.
+
+    AVIF counts as 8. Its 10 or 12 bits are those of a screen, and are decoded as screens show them.
+    """
     deep = {'I': 32, 'F': 32, 'I;16': 16}.get(image.mode[:4], 8)
     if image.format == 'TIFF':
         return max(image.tag_v2.get(BITS, (1,)))
@@ -123,10 +126,6 @@ def bits_per_channel(image):
         first = data.index(SIZ) + 42
         channels, = struct.unpack('>H', data[first - 2:first])
         return max((bits & 127) + 1 for bits in data[first:first + 3 * channels:3])
-    if image.format == 'AVIF':
-        data = _head(image, 1 << 16)
-        flags = data[data.index(b'av1C') + 6]
-        return 8 if not flags & 64 else 12 if flags & 32 else 10
     return deep
 
 

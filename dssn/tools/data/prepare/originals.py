@@ -6,6 +6,7 @@ import os
 import numpy as np
 
 from dssn.data.files import open_untrusted
+from dssn.data.headers import read_header, turned_size
 from dssn.errors import UserError
 from dssn.labels import IGNORE
 
@@ -67,10 +68,11 @@ def read_lines(path):
                         'again') from None
 
 
-def image_size(path):
-    """The (width, height) of an image, from its header."""
+def image_sizes(path):
+    """The sizes (width, height) that a mask of an image may have: as viewers show it, as stored."""
     with _opened(path) as image:
-        return image.size
+        header = read_header(image)
+        return header.size, turned_size(header.size, header.turn)
 
 
 def read_values(path, modes=('L', 'P')):
