@@ -410,7 +410,7 @@ def test_equal_sizes_are_refused_and_each_line_of_the_error_helps(
             messages.add(str(problem))
         message, = messages
         assert f'list.txt line 7: image ./{sample.image} has EXIF orientation {turn}' in message
-        lines = re.search(r': (ImageOps.*?)\. If they .* orientation: (.*)$', message).groups()
+        lines = re.search(r'turned pixels: (.*?)\. If they .* orientation: (.*)$', message).groups()
         names = {'Image': Image, 'ImageOps': ImageOps, 'FILE': sample.image}
         eval(lines[0 if match_as_shown else 1], names)
         if match_as_shown:

@@ -168,16 +168,18 @@ def orientation_problem(data_root, sample, turn, own):
         turn, own: EXIF orientations of the image and of the mask.
     """
     kind, name, value = ('image', sample.image, turn) if own == 1 else ('mask', sample.mask, own)
+    turned = 'ImageOps.exif_transpose(Image.open(FILE)).save(FILE, quality=95)'
     stored = "Image.open(FILE).save(FILE, exif=b'', quality=95)"
-    if name.lower().endswith(TIFF_ENDINGS):  # Pillow turns a TIFF when it opens it
+    if name.lower().endswith(TIFF_ENDINGS):  # Pillow turns a TIFF when it decodes it
         undo = headers.TURNS[{6: 8, 8: 6}.get(value, value)]
+        turned = "Image.open(FILE).save(FILE, exif=b'')"
         stored = f'Image.open(FILE).transpose(Image.{undo}).save(FILE)'
     return FileProblem(
         f'{sample.place}: {kind} {os.path.join(data_root, name)} has EXIF orientation {value}, '
         'which viewers follow, but the sizes do not show whether image and mask match with it or '
         'without it: look at both. If they match as viewers show them, save the turned pixels: '
-        'ImageOps.exif_transpose(Image.open(FILE)).save(FILE, quality=95). If they match as '
-        f'stored, save the {kind} without its orientation: {stored}', 'orientation', name)
+        f'{turned}. If they match as stored, save the {kind} without its orientation: {stored}',
+        'orientation', name)
 
 
 def check_values(data_root, sample, index, nclass, ignore_index=IGNORE, file_format='PNG'):
