@@ -17,7 +17,7 @@ from dssn import config
 from dssn.__main__ import main
 from dssn.data.check.inspection import inspect_quickly, inspect_sample
 from dssn.data.check.quick import quick_check
-from dssn.data.datasets import EvalSet, open_pair
+from dssn.data.datasets import EvalSet, RowIndices, TrainSet, open_pair, weak_ground_truth
 from dssn.data.files import FileProblem, image_header, open_image
 from dssn.data.lists import Sample, read_list
 from dssn.inference.predict import read_image
@@ -450,3 +450,21 @@ def test_a_small_copy_is_upright(tmp_path, monkeypatch):
     assert_read_as('small', Sample('image.png', 'mask.png', 'list.txt line 7'),
                    SHOWN[6](BANDS8[..., :3]), SHOWN[6](MASK))
     assert image_header('small', Sample('image.png', None, 'x')).turn == 1
+
+
+def test_training_reads_a_turned_pair_like_the_upright_one(tiny_world):
+    cfg = tiny_world().load(crop_size=17)
+    stored, mask = RNG.integers(0, 256, (30, 20, 3)).astype(np.uint8), np.zeros((30, 20), np.uint8)
+    mask[3:9, 2:15] = 1
+    upright, upright_mask = SHOWN[6](stored), SHOWN[6](mask)
+    rows, truths = [], []
+    for pixels, turn, stored_mask in ((upright, 1, upright_mask), (stored, 6, upright_mask),
+                                      (stored, 6, mask)):
+        samples = [pair(cfg.data_root, turn, 'png', stored_mask, pixels=pixels)]
+        data = TrainSet(cfg, samples, samples, with_masks=True)
+        rows.append(data[RowIndices(0, 0, 0, 0, 0)])
+        truths.append(weak_ground_truth(cfg, samples, 0, 0))
+    for row, truth in zip(rows[1:], truths[1:]):
+        for part, expected in zip(row, rows[0]):
+            assert all(torch.equal(x, y) for x, y in zip(part, expected))
+        assert torch.equal(truth, truths[0]) and torch.equal(truth, row.unlabeled.label)
