@@ -335,6 +335,12 @@ def limit(path):
     return {'DSSN_MAX_PIXELS': 'many'}
 
 
+def half_turn():
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    return exif.tobytes()
+
+
 image_case('Not an image', lambda path: write(path, 'a text\n'))
 image_case('An empty file', lambda path: write(path, ''))
 image_case('A web page under the name of an image',
@@ -344,6 +350,8 @@ image_case('A program under the name of an image',
            lambda path: write(path, '%!PS-Adobe-3.0 EPSF-3.0\n'))
 image_case('16 bits a pixel',
            lambda path: Image.fromarray(np.zeros((30, 40), np.uint16)).save(path))
+image_case('A photograph that viewers turn by half',
+           lambda path: Image.new('RGB', (40, 30)).save(path, exif=half_turn()))
 image_case('A small file that unpacks to 60000 x 60000 pixels', bomb)
 image_case('A pipe', os.mkfifo)
 image_case('A limit that is no number', limit)
