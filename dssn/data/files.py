@@ -9,6 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 from dssn.data import headers
 from dssn.data.causes import cause_of_colours, cause_of_depth, cause_of_values
+from dssn.data.stored import NotIndices, read_indices, used_colours
 from dssn.errors import UserError
 from dssn.labels import IGNORE
 
@@ -86,36 +87,45 @@ def check_depth(data_root, sample, image):
             f'({headers.RECIPE})', 'image_depth', sample.image)
 
 
-def open_mask(data_root, sample, nclass, size, ignore_index=IGNORE, turn=1):
+def open_mask(data_root, sample, nclass, size, ignore_index=IGNORE, palettes=None, turn=1):
     """The sample's mask as an 8-bit Pillow image of class indices, 255 = ignore.
 
     Args:
         nclass: number of classes. size: (width, height) of the image, which the mask must have.
         ignore_index: mask value that is read as 255.
+        palettes: `PaletteRecord` of the masks that were opened before; None compares none.
         turn: the EXIF orientation of the image; `size` and `turn` are in its `Header`.
 
     Raises:
-        FileProblem: missing, unreadable, not single-channel 8-bit (a palette mask counts as such),
-            not of the image's size, or a value is neither a class nor 255.
+        FileProblem: missing, unreadable, not a file of class indices (see `open_raw_mask`), of
+            another palette than other masks, not of the image's size, or a value is neither a
+            class nor 255.
     """
     mask = open_raw_mask(data_root, sample)
+    if palettes:
+        palettes.check(data_root, sample, used_colours(mask))
     index = class_indices(fit_mask(data_root, sample, mask, size, turn), ignore_index)
-    check_values(data_root, sample, index, nclass, ignore_index, mask.format)
+    check_values(data_root, sample, index, nclass, ignore_index)
     return Image.fromarray(index)
 
 
 def open_raw_mask(data_root, sample):
-    """The sample's mask as stored: 8 bits per pixel, single channel or palette.
+    """The sample's mask with the values that the file stores: a Pillow image, mode L or P.
 
     Raises:
-        FileProblem: missing, unreadable, or of another kind.
+        FileProblem: missing, unreadable, in colour, of 1 or of more than 8 bits, of several pages,
+            or in a format in which values change.
     """
-    mask = _open(data_root, sample.mask, sample)
+    path = os.path.join(data_root, sample.mask)
+    try:
+        mask = _open(data_root, sample.mask, sample, read=read_indices)
+    except NotIndices as error:
+        raise FileProblem(f'{sample.place}: mask {path} {error}', error.kind,
+                          sample.mask) from None
     if mask.mode in ('L', 'P'):
         return mask
     wrong_depth = mask.mode[0] in 'IF1'
     cause = (cause_of_depth if wrong_depth else cause_of_colours)(mask, sample.mask)
-    path = os.path.join(data_root, sample.mask)
     raise FileProblem(f'{sample.place}: mask {path} is a {mask.mode} image; a mask is an 8-bit PNG '
                       f'of class indices, single channel or palette: {cause}',
                       'mask_depth' if wrong_depth else 'mask_colour', sample.mask)
@@ -182,12 +192,11 @@ def orientation_problem(data_root, sample, turn, own):
         'orientation', name)
 
 
-def check_values(data_root, sample, index, nclass, ignore_index=IGNORE, file_format='PNG'):
+def check_values(data_root, sample, index, nclass, ignore_index=IGNORE):
     """Raise a FileProblem if a mask (H, W) uint8 holds a value that is neither a class nor 255.
 
     Args:
-        index: the mask, in which pixels of `ignore_index` are 255 already. file_format: as Pillow
-            names it.
+        index: the mask, in which pixels of `ignore_index` are 255 already.
     """
     if not ((index >= nclass) & (index != IGNORE)).any():
         return
@@ -200,7 +209,7 @@ def check_values(data_root, sample, index, nclass, ignore_index=IGNORE, file_for
         f'{sample.place}: mask {os.path.join(data_root, sample.mask)} holds value {wrong[0]} on '
         f'{pixels[wrong[0]]} pixels{more}; with nclass = {nclass} a value is 0..{nclass - 1}, or '
         f'{ignored} for ignore. Pixels by value: {histogram_text(pixels)}. Likely cause: '
-        f'{cause_of_values(pixels, nclass, sample.mask, file_format)}',
+        f'{cause_of_values(pixels, nclass, sample.mask)}',
         'wrong_values', sample.mask, pixels)
 
 
@@ -244,12 +253,7 @@ def decoded_formats():
                   key=lambda name: name not in ('JPEG', 'PNG'))
 
 
-def _decoded(image):
-    image.load()
-    return image
-
-
-def _open(data_root, name, sample, read=_decoded):
+def _open(data_root, name, sample, read):
     # If `..` follows a link, the system would go to the parent folder of the link's target.
     path = os.path.join(data_root, os.path.normpath(name) if os.pardir in name else name)
     if not os.path.isfile(path):  # refuses a pipe, too: reading it might never end
@@ -292,7 +296,7 @@ def _format_advice(path):
     if tiff:
         return (f'it is {tiff}, which Pillow does not decode; write the bands to use as an 8-bit '
                 f'RGB image ({headers.RECIPE})')
-    return 'convert it to JPEG or PNG'
+    return 'convert it to PNG'
 
 
 def missing_file_problem(data_root, name, sample):
