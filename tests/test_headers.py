@@ -356,7 +356,7 @@ def pair(folder, turn, ending='png', mask=MASK, own=1, pixels=BANDS8[..., :3]):
 
 
 def settings(folder):
-    return types.SimpleNamespace(data_root=str(folder), nclass=NCLASS, ignore_index=255)
+    return config.from_dict({'dataset': 'tiny', 'nclass': NCLASS, 'data_root': str(folder)}, 'test')
 
 
 def assert_read_as(folder, sample, image, mask):
