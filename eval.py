@@ -22,6 +22,7 @@ predicted in overlapping tiles of at most that size, so that about 3 GiB of memo
 CPU.
 """
 import argparse
+import copy
 import json
 import os
 import sys
@@ -84,19 +85,20 @@ def main(argv=None):
     args = parse_arguments(argv)
     content = read_torch_file(args.checkpoint)
     cfg = read_config(args, content)
-    states = choose_states(args, content)
 
     from dssn import distributed, precision
     from dssn.data.lists import check_files, read_list
     from dssn.inference.evaluation import predictor
     from dssn.models import build_model
+    network = build_model(cfg)
+    states = choose_states(args, content, network.state_dict())
     if args.images:
         from dssn.inference.predict import find_images
         samples, notes = find_images(args.images, args.save_dir)
     else:
         samples = read_list(cfg.val_id_path, True, cfg.allow_outside)
         check_files(samples, cfg.data_root)
-    models = {role: build_model(cfg) for role in states}
+    models = {role: copy.deepcopy(network) for role in states}
     for role, model in models.items():
         load_weights(model, states[role], args.checkpoint)
     predict_indices = predictor(cfg.protocol, cfg.crop_size, args.scales, args.flip)
@@ -113,21 +115,21 @@ def main(argv=None):
         return evaluate_list(args, cfg, models, predict_indices, samples, world)
 
 
-def choose_states(args, content):
-    """{role: state dict} of the networks that --weights selects.
+def choose_states(args, content, names):
+    """{role: state dict} of the networks that --weights selects; `names`: of their tensors.
 
     Raises:
         UserError: the checkpoint does not contain them.
     """
     if args.weights != 'both':
-        state, role = choose_weights(content, args.checkpoint, args.weights)
+        state, role = choose_weights(content, args.checkpoint, names, args.weights)
         return {role: state}
-    held = roles_held(content)
+    held = roles_held(content, args.checkpoint, names)
     if len(held) < 2:
         raise UserError(f'{args.checkpoint}: does not contain both networks (found: '
                         f"{', '.join(held) or 'one without a role'}); leave --weights out, or take "
                         'the latest.pth of a run with a teacher')
-    return {role: choose_weights(content, args.checkpoint, role)[0] for role in held}
+    return {role: choose_weights(content, args.checkpoint, names, role)[0] for role in held}
 
 
 def evaluate_list(args, cfg, models, predict_indices, samples, world):

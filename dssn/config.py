@@ -44,7 +44,14 @@ def from_dict(values, place, overrides=None, assignments=()):
     return resolve(values, place, overrides, assignments)
 
 
-def resolve(content, place, overrides, assignments):
+def find_method(path, overrides=None, assignments=()):
+    """The method class that `load` would choose with these arguments; `path` may be None."""
+    content = read_mapping(path) if path else {}
+    return method_of(given_values(content, path, overrides, assignments), path)
+
+
+def given_values(content, place, overrides, assignments):
+    """{key: (value, origin)} of a mapping, of flags and of `--set`; later ones replace others."""
     values = {name: (value, place) for name, value in content.items()}
     for name, value in (overrides or {}).items():
         if value is not None:
@@ -52,7 +59,16 @@ def resolve(content, place, overrides, assignments):
     for text in assignments:
         name, value = parse_assignment(text)
         values[name] = value, f'--set {text}'
-    method = methods.find(*values.get('method', ('DSSN', place)))
+    return values
+
+
+def method_of(values, place):
+    return methods.find(*values.get('method', ('DSSN', place)))
+
+
+def resolve(content, place, overrides, assignments):
+    values = given_values(content, place, overrides, assignments)
+    method = method_of(values, place)
     own = {f.name: f for f in dataclasses.fields(method.Config)}
     # A file may serve several methods: keys of other methods are checked, but not used.
     known = {f.name: f for other in methods.all_methods().values()

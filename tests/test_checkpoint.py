@@ -345,7 +345,7 @@ def is_state(found, value):
 @pytest.mark.parametrize('role', [None, 'student', 'teacher'])
 @pytest.mark.parametrize('place', sorted(PLACES))
 def test_a_file_with_one_network_serves_as_either(place, role):
-    found, got = choose_weights(PLACES[place], 'a.pth', role)
+    found, got = choose_weights(PLACES[place], 'a.pth', state(0), role)
     assert is_state(found, STUDENT) and got == (role or 'student')
 
 
@@ -353,23 +353,23 @@ def test_a_file_with_one_network_serves_as_either(place, role):
                                          ('teacher', TEACHER)])
 @pytest.mark.parametrize('place', sorted(BOTH))
 def test_a_file_with_both_networks_gives_the_one_asked_for(place, role, value):
-    found, got = choose_weights(BOTH[place], 'a.pth', role)
+    found, got = choose_weights(BOTH[place], 'a.pth', state(0), role)
     assert is_state(found, value) and got == (role or 'student')
 
 
 @pytest.mark.parametrize('role', ['student', 'teacher'])
 def test_a_file_that_says_whose_weights_it_holds_is_believed(role):
     content = {'model': state(TEACHER), 'weights': role}
-    found, got = choose_weights(content, 't_best.pth')
+    found, got = choose_weights(content, 't_best.pth', state(0))
     assert is_state(found, TEACHER) and got == role
     other = {'student': 'teacher', 'teacher': 'student'}[role]
     with pytest.raises(UserError, match='t_best.pth.*' + role + '.*' + other):
-        choose_weights(content, 't_best.pth', other)
+        choose_weights(content, 't_best.pth', state(0), other)
 
 
 @pytest.mark.parametrize('key', ['teacher', 'model_ema'])
 def test_a_file_with_the_teacher_alone_gives_the_teacher(key):
-    found, got = choose_weights({key: state(TEACHER)}, 'a.pth')
+    found, got = choose_weights({key: state(TEACHER)}, 'a.pth', state(0))
     assert is_state(found, TEACHER) and got == 'teacher'
 
 
@@ -381,7 +381,7 @@ def test_a_file_with_the_teacher_alone_gives_the_teacher(key):
 @pytest.mark.parametrize('role', [None, 'teacher'])
 def test_a_file_without_weights_is_refused(content, role):
     try:
-        found, _ = choose_weights(content, 'a.pth', role)
+        found, _ = choose_weights(content, 'a.pth', state(0), role)
     except UserError as error:
         assert 'a.pth' in str(error)
     else:  # a state dict under `weights` may be understood
