@@ -223,7 +223,7 @@ def no_weights(content, mappings, names):
     """'(found: ...); expected ...', for a file without tensors of the network."""
     tensors = [': '.join((*place, name)) for place, found in mappings.items() for name in found]
     found = tensors[:3] or (list(content)[:20] if isinstance(content, dict) else ())
-    return (f'(found: {", ".join(map(str, found))[:200] or "no mapping"}); expected the names of '
+    return (f'(found: {", ".join(map(str, found))[:200] or "nothing"}); expected the names of '
             f'the network, such as {min(names)}, at any place, with or without a prefix')
 
 
