@@ -15,7 +15,7 @@ import argparse
 import sys
 
 from dssn import config, methods
-from dssn.errors import Stopped, UserError
+from dssn.errors import Stopped, UserError, escape_output
 from dssn.tools.experiments import oracles  # noqa: F401, registers its methods
 
 
@@ -49,6 +49,7 @@ def parse_arguments(argv=None):
 
 
 def main(argv=None):
+    escape_output()
     args = parse_arguments(argv)
     if args.help_keys:
         print(config.help_text(config.find_method(args.config, {'method': args.method},
