@@ -146,7 +146,8 @@ for _tag, (_pattern, _first) in _WORDS.items():
 
 def dump(value):
     """YAML text that `parse` reads as the same value."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100)
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100,
+                     allow_unicode=True)
 
 
 _short = reprlib.Repr()
