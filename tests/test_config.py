@@ -207,6 +207,25 @@ def test_our_configs_hold_the_published_settings(name, expected):
         assert cfg.selection == 'none' or (cfg.selection, cfg.conf_thresh) == ('fixed', 0)
 
 
+@pytest.mark.parametrize('method', ['fixmatch', 'unimatch'])
+def test_baselines_on_cityscapes_have_the_published_threshold(method):
+    def load(name):
+        return config.load(os.path.join(ROOT, 'configs', name + '.yaml'), {'method': method})
+    assert load('cityscapes').conf_thresh == 0    # all pseudo-labels
+    assert [load(name).conf_thresh for name in ('pascal', 'coco')] == [0.95, 0.95]
+
+
+def test_the_expected_scores_of_the_quickstart_are_those_of_the_results():
+    def text(name):
+        with open(os.path.join(ROOT, name), encoding='utf-8') as file:
+            return ' '.join(file.read().replace('\n#', '\n').split())
+    row = re.search(r'\| 20 \| DSSN \|.*?\|.*?\|.*?\| ([^|]+) \|.*?\| ([^|]+) \|',
+                    text('docs/results.md').split('# shapes ')[1])
+    student, teacher = row.groups()
+    assert f'student {student}, teacher {teacher};' in text('configs/shapes.yaml')
+    assert f'{student} and {teacher}, mean and deviation of seeds 1 to 3' in text('README.md')
+
+
 def test_a_key_in_the_file_wins_over_the_default_of_its_data_set(write):
     cfg = config.load(write(DSSN_CITYSCAPES + 'selection: class_topk\nprotocol: original\n'
                             'warm_up_epochs: 1\npretrained: false\ncutmix_partner: other\n'))
