@@ -34,6 +34,7 @@ from dssn import config
 from dssn.data.classes import names_of_classes
 from dssn.errors import UserError, escape_output, status_without_reader
 from dssn.models.weights import choose_weights, load_weights, read_torch_file, roles_held
+from dssn.tools.arguments import number
 from dssn.tools.experiments import oracles  # noqa: F401, registers its methods
 
 
@@ -77,7 +78,7 @@ def parse_arguments(argv=None):
 def scale_factor(text):
     """A factor of --scales, float."""
     try:
-        value = float(text)
+        value = number(text, float)
     except ValueError:
         value = 0
     if not 0 < value <= 8:

@@ -528,6 +528,11 @@ WRAPPINGS = {
     'bare': lambda tensors: tensors,
     'module': lambda tensors: {'module.' + k: v for k, v in tensors.items()},
     'both': lambda tensors: {'module.backbone.' + k: v for k, v in tensors.items()},
+    'compiled': lambda tensors: {'module._orig_mod.' + k: v for k, v in tensors.items()},
+    'lightning': lambda tensors: {'state_dict': {'model.backbone.' + k: v
+                                                 for k, v in tensors.items()}, 'loops': {}},
+    'model_state': lambda tensors: {'model_state': tensors, 'ema': {
+        k: torch.zeros_like(v) for k, v in tensors.items()}},
     'state_dict': lambda tensors: {'epoch': 3, 'state_dict': tensors},
     'model': lambda tensors: {'model': {'backbone.' + k: v for k, v in tensors.items()}},
 }

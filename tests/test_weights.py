@@ -282,6 +282,8 @@ def test_a_folder_that_cannot_be_created_is_reported(server, tmp_path, capsys):
 WRAPPED = {
     'bare': lambda state: state,
     'prefixed': lambda state: {'module.backbone.' + name: t for name, t in state.items()},
+    'compiled': lambda state: {'model_state': {'_orig_mod.model.' + name: t for name, t
+                                               in state.items()}, 'optimizer': {}},
     'uncounted': lambda state: {n: t for n, t in state.items() if 'num_batches' not in n},
     'extra': lambda state: dict(state, **{'last_linear.weight': torch.zeros(3), 'conv9.bias':
                                           torch.zeros(2)}),
