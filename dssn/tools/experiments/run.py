@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from dssn.errors import UserError
-from dssn.tools.arguments import positive_amount, positive_number, whole_number
+from dssn.tools.arguments import positive_amount, positive_number
 from dssn.tools.experiments.grid import (
     KEPT,
     add_grid_options,
@@ -45,7 +45,7 @@ def add_arguments(parser):
     """
     parser.add_argument('experiment', metavar='FILE', help='an experiment, experiments/NAME.yaml')
     add_grid_options(parser)
-    parser.add_argument('--task', nargs='+', type=whole_number, metavar='N',
+    parser.add_argument('--task', nargs='+', type=int, metavar='N',
                         help='only these runs, by their numbers in `list`')
     parser.add_argument('--keep-going', action='store_true',
                         help='after a failed run, continue with the next one')
