@@ -1,4 +1,5 @@
 """Reads a file of weights: its backbone, its stem, and which tensors are missing."""
+import functools
 import hashlib
 import os
 import re
@@ -74,9 +75,12 @@ def is_batch_count(name):
     return name.endswith('num_batches_tracked')
 
 
+@functools.lru_cache(maxsize=1)
 def known_names():
     """The names of the tensors of all backbones, a set."""
-    return {name for backbone in BACKBONES for stem in ('deep', 'plain')
+    kinds = [(backbone, 'deep') for backbone in BACKBONES]
+    kinds += [(backbone, 'plain') for backbone in BACKBONES if backbone != 'xception']
+    return {name for backbone, stem in kinds
             for name in build_backbone(backbone, stem, 2).state_dict()}
 
 
