@@ -194,9 +194,13 @@ def check_scalar(place, field, kind, value):
     word = field.metadata.get('word')
     if word and value == word:
         return value
-    quote = '; write it in quotes' if kind is str and not isinstance(value, (list, dict)) else ''
+    advice = ''
+    if kind is str and not isinstance(value, (list, dict)):
+        advice = '; write it in quotes'
+    elif isinstance(value, str) and re.match(r'[-+]?\d', value):  # such as 010, 1_000, 1:30
+        advice = ', in decimal digits without a leading 0'
     wrong = UserError(f'{place}: {field.name} = {shown(value)} must be {_word(kind)}'
-                      f'{f" or {word}" if word else ""}{quote}: {field.metadata["help"]}')
+                      f'{f" or {word}" if word else ""}{advice}: {field.metadata["help"]}')
     if isinstance(value, int) and not -2 ** 63 <= value < 2 ** 63:
         raise wrong  # does not fit into 64 bits
     if kind is float and isinstance(value, int) and not isinstance(value, bool):

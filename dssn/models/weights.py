@@ -258,8 +258,9 @@ def load_weights(model, state, path, new_classifier=False):
                 ((missing, 'missing'), (extra, 'unknown'), (misshapen, 'of another shape'))
                 if names]
     if problems:
+        alone = ', or save the network without the unknown tensors' if extra else ''
         raise UserError(f'{path}: weights of another architecture: {"; ".join(problems)}; build '
                         'the network as in the config of the checkpoint (backbone, stem, '
-                        'decoder_channels, base_channels, nclass)')
+                        f'decoder_channels, base_channels, nclass){alone}')
     model.load_state_dict(state, strict=False)
     return left
