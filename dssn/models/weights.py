@@ -141,6 +141,7 @@ def candidates_in(mappings, names):
                 if own in names:
                     prefix = name[:len(name) - len(own)]
                     found.setdefault((place, prefix), {})[own] = tensor
+                    break  # the longest such name
     most = max(map(len, found.values()), default=0)
     return [Candidate(*key, tensors) for key, tensors in found.items() if 2 * len(tensors) >= most]
 
