@@ -237,6 +237,7 @@ eval_case('Scores of images without truth', '--images', 'data/images', '--save-d
           '--json', 'x.json')
 eval_case('A scale of 0', '--scales', '0')
 eval_case('A folder of images that is not there', '--images', 'photos', '--save-dir', 'out')
+eval_case('A pattern that nothing matches', '--images', 'data/*.heic', '--save-dir', 'out')
 eval_case('A folder without an image', '--images', 'empty', '--save-dir', 'out',
           prepare=lambda: os.mkdir('empty'))
 eval_case('Predictions among the images', '--images', 'data/images', '--save-dir', 'data/images')
@@ -486,6 +487,10 @@ checkpoint_case('No weights in it',
 checkpoint_case('No config in it', lambda: checkpoint(with_config=False))
 checkpoint_case('Another network than the config says', checkpoint, '--set', 'backbone=resnet50')
 checkpoint_case('Another number of classes', checkpoint, '--set', 'nclass=4')
+checkpoint_case('Two networks of one role', lambda: (
+    checkpoint(), checkpoint(state_dict=torch.load('best.pth')['model'])))
+checkpoint_case('A teacher of another network', lambda: checkpoint(
+    ema={'shadow.weight': torch.zeros(3)}), '--weights', 'teacher')
 checkpoint_case('The teacher of a file that holds the student',
                 lambda: checkpoint(weights='student'), '--weights', 'teacher')
 checkpoint_case('Both networks of a file that holds one', checkpoint, '--weights', 'both')
