@@ -94,7 +94,7 @@ def main(argv=None):
     if args.images:
         from dssn.inference.predict import find_images
         samples, notes = find_images(args.images, args.save_dir)
-        root, path = args.images, f'--images {args.images}'
+        root, path = args.images, '--images'
     else:
         samples = read_list(cfg.val_id_path, True, cfg.allow_outside)
         check_files(samples, cfg.data_root)
