@@ -1,10 +1,11 @@
-"""Evaluate a checkpoint on an id list, or predict a folder of images that have no masks.
+"""Evaluate a checkpoint on an id list, or predict images that have no masks.
 
     python eval.py --checkpoint exp/shapes/DSSN/resnet18/20/best.pth
     python eval.py --config configs/pascal.yaml --checkpoint published.pth --weights teacher \\
         --json scores.json --save-dir pictures
     python eval.py --checkpoint latest.pth --weights both --scales 0.75 1 1.25 --flip
     python eval.py --checkpoint best.pth --images photos --save-dir predictions
+    python eval.py --checkpoint best.pth --images a.jpg 'more/*.png' --save-dir predictions
 
 Checkpoints of this project contain their config; for others give --config. With several processes
 (torchrun, srun) each image is still counted once. With --scales or --flip the probabilities of
@@ -13,8 +14,9 @@ scaled and mirrored copies of an image are averaged.
 --save-dir D writes D/index.html, a gallery for a browser, and folders with pictures: the predicted
 class indices in the class colours, overlays, and with masks also error maps and panels.
 
---images reads every format that Pillow reads, in subfolders too. Files and folders whose names
-begin with a dot are skipped. Images are rotated by EXIF, transparency is ignored, and only the
+--images takes files, folders with their subfolders, and patterns. It reads every format that Pillow
+reads. In folders, files with other endings, names that begin with a dot, and --save-dir are
+skipped. Images are rotated by EXIF, transparency is ignored, and only the
 first frame of an animation is predicted. Images that cannot be read, or have more than 8 bits a
 channel, are named at the end, and the exit status is then 1. Images of up to 2048 x 2048 pixels are
 predicted by the protocol of the config (`center_crop`: as whole images). Larger images are
@@ -22,6 +24,7 @@ predicted in overlapping tiles of at most that size, so that about 3 GiB of memo
 CPU.
 """
 import argparse
+import copy
 import json
 import os
 import sys
@@ -29,8 +32,9 @@ import time
 
 from dssn import config
 from dssn.data.classes import names_of_classes
-from dssn.errors import UserError, status_without_reader
+from dssn.errors import UserError, escape_output, status_without_reader
 from dssn.models.weights import choose_weights, load_weights, read_torch_file, roles_held
+from dssn.tools.arguments import number
 from dssn.tools.experiments import oracles  # noqa: F401, registers its methods
 
 
@@ -52,7 +56,9 @@ def parse_arguments(argv=None):
                         help='also predict copies mirrored left to right')
     parser.add_argument('--json', help='write the scores to this file')
     parser.add_argument('--save-dir', help='folder for pictures and their gallery, index.html')
-    parser.add_argument('--images', help='predict the images in this folder; needs --save-dir')
+    parser.add_argument('--images', nargs='+', metavar='PATH',
+                        help="predict these images: files, folders, or patterns such as '*.jpg'; "
+                             'needs --save-dir')
     parser.add_argument('--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE',
                         dest='assignments', help='override config keys')
     parser.add_argument('--port', type=int, help='port of rank 0, if the launcher sets none')
@@ -72,7 +78,7 @@ def parse_arguments(argv=None):
 def scale_factor(text):
     """A factor of --scales, float."""
     try:
-        value = float(text)
+        value = number(text, float)
     except ValueError:
         value = 0
     if not 0 < value <= 8:
@@ -81,22 +87,29 @@ def scale_factor(text):
 
 
 def main(argv=None):
+    escape_output()
     args = parse_arguments(argv)
     content = read_torch_file(args.checkpoint)
     cfg = read_config(args, content)
-    states = choose_states(args, content)
 
     from dssn import distributed, precision
+    from dssn.data.check.quick import some_bands_problems
     from dssn.data.lists import check_files, read_list
     from dssn.inference.evaluation import predictor
     from dssn.models import build_model
+    network = build_model(cfg)
+    states = choose_states(args, content, network.state_dict())
     if args.images:
         from dssn.inference.predict import find_images
-        samples, notes = find_images(args.images, args.save_dir)
+        root, samples, notes = find_images(args.images, args.save_dir)
+        path = '--images'
     else:
         samples = read_list(cfg.val_id_path, True, cfg.allow_outside)
         check_files(samples, cfg.data_root)
-    models = {role: build_model(cfg) for role in states}
+        root, path, notes = cfg.data_root, cfg.val_id_path, []
+    notes += [f'warning: {problem.message}'
+              for problem in some_bands_problems(root, 'val', path, samples)]
+    models = {role: copy.deepcopy(network) for role in states}
     for role, model in models.items():
         load_weights(model, states[role], args.checkpoint)
     predict_indices = predictor(cfg.protocol, cfg.crop_size, args.scales, args.flip)
@@ -109,31 +122,33 @@ def main(argv=None):
         for model in models.values():
             model.to(world.device)
         if args.images:
-            return predict(args, cfg, models, predict_indices, samples, notes, world)
+            return predict(args, cfg, models, predict_indices, root, samples, notes, world)
+        for note in notes if world.is_main else []:
+            print(f'eval.py: {note}', file=sys.stderr)
         return evaluate_list(args, cfg, models, predict_indices, samples, world)
 
 
-def choose_states(args, content):
-    """{role: state dict} of the networks that --weights selects.
+def choose_states(args, content, names):
+    """{role: state dict} of the networks that --weights selects; `names`: of their tensors.
 
     Raises:
         UserError: the checkpoint does not contain them.
     """
     if args.weights != 'both':
-        state, role = choose_weights(content, args.checkpoint, args.weights)
+        state, role = choose_weights(content, args.checkpoint, names, args.weights)
         return {role: state}
-    held = roles_held(content)
+    held = roles_held(content, args.checkpoint, names)
     if len(held) < 2:
         raise UserError(f'{args.checkpoint}: does not contain both networks (found: '
                         f"{', '.join(held) or 'one without a role'}); leave --weights out, or take "
                         'the latest.pth of a run with a teacher')
-    return {role: choose_weights(content, args.checkpoint, role)[0] for role in held}
+    return {role: choose_weights(content, args.checkpoint, names, role)[0] for role in held}
 
 
 def evaluate_list(args, cfg, models, predict_indices, samples, world):
     """Evaluate on an id list, and print and write the scores; returns the exit status."""
     from dssn.data.workers import explained_failures
-    from dssn.inference.evaluation import evaluate, table
+    from dssn.inference.evaluation import evaluate, few_classes_lines, table
     from dssn.inference.pictures import PictureWriter
     from dssn.run.metrics import ABSENT_TEXT
     absent = args.absent or 'skip'
@@ -149,8 +164,8 @@ def evaluate_list(args, cfg, models, predict_indices, samples, world):
         (role, found), = result.items()
         scores = (f'mIoU {found.miou:.2f}, pixel accuracy {found.pixel_accuracy:.2f}; classes in '
                   f'neither ground truth nor prediction: {found.absent}, {ABSENT_TEXT[absent]}')
-        writer.finish(world, f'{cfg.dataset}: {role}, mIoU {found.miou:.2f}', [setting, scores],
-                      found)
+        writer.finish(world, f'{cfg.dataset}: {role}, mIoU {found.miou:.2f}',
+                      [setting, scores, *few_classes_lines(result)], found)
     if world.is_main:
         print(setting)
         print(table(result, names, details=True))
@@ -170,11 +185,11 @@ def protocol_text(args, cfg):
     return text if cfg.eval_amp == 'off' else f'{text}, {cfg.eval_amp}'
 
 
-def predict(args, cfg, models, predict_indices, samples, notes, world):
-    """Predict the images of a folder; returns the exit status, 1 if an image cannot be read.
+def predict(args, cfg, models, predict_indices, root, samples, notes, world):
+    """Predict the images of --images; returns the exit status, 1 if an image cannot be read.
 
     Args:
-        notes: lines on skipped files.
+        root, samples: from `find_images`. notes: lines on skipped files, and warnings.
     """
     from dssn.inference.pictures import PictureWriter
     from dssn.inference.predict import predict_folder
@@ -182,9 +197,10 @@ def predict(args, cfg, models, predict_indices, samples, notes, world):
     (role, model), = models.items()
     model = half_in_evaluation(model, cfg, world.device)
     writer = PictureWriter(args.save_dir, cfg, samples)
-    problems = predict_folder(model, args.images, samples, world, writer, predict_indices)
+    problems = predict_folder(model, root, samples, world, writer, predict_indices)
     facts = [f'{args.checkpoint} ({role}), {protocol_text(args, cfg)}'] + notes
-    title = f'{cfg.dataset}: {role} on {args.images}'
+    place = args.images[0] if len(args.images) == 1 else f'{len(samples)} images in {root}'
+    title = f'{cfg.dataset}: {role} on {place}'
     problems = writer.finish(world, title, facts, None, problems)
     if not world.is_main:
         return 0  # with another status the launcher would end rank 0, which may still be writing

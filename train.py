@@ -15,14 +15,15 @@ import argparse
 import sys
 
 from dssn import config, methods
-from dssn.errors import Stopped, UserError
+from dssn.errors import Stopped, UserError, escape_output
 from dssn.tools.experiments import oracles  # noqa: F401, registers its methods
 
 
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--config', required=True, help='YAML file of the experiment')
+    parser.add_argument('--config', help='YAML file of the experiment; needed except for '
+                                         '--help-keys')
     parser.add_argument('--method', help='training method, overrides the config: '
                                          + ', '.join(methods.all_methods()))
     parser.add_argument('--labeled-id-path', help='id list with images and masks')
@@ -41,19 +42,24 @@ def parse_arguments(argv=None):
                         help='set by some launchers; not for users')
     parser.add_argument('--help-keys', action='store_true',
                         help='list the config keys of the method, then stop')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not args.config and not args.help_keys:
+        parser.error('the following arguments are required: --config')
+    return args
 
 
 def main(argv=None):
+    escape_output()
     args = parse_arguments(argv)
+    if args.help_keys:
+        print(config.help_text(config.find_method(args.config, {'method': args.method},
+                                                  args.assignments)))
+        return
     cfg = config.load(args.config, {
         'method': args.method, 'labeled_id_path': args.labeled_id_path,
         'unlabeled_id_path': args.unlabeled_id_path, 'save_path': args.save_path,
         'skip_check': args.skip_check,
     }, args.assignments)
-    if args.help_keys:
-        print(config.help_text(methods.find(cfg.method, args.config)))
-        return
     if args.dry_run:
         describe(cfg)
         return

@@ -3,7 +3,7 @@ import argparse
 import importlib
 import sys
 
-from dssn.errors import exit_status
+from dssn.errors import escape_output, exit_status
 from dssn.tools.arguments import help_text
 
 PROGRAM = 'python -m dssn'
@@ -41,6 +41,7 @@ def main(argv=None):
         The exit status: 0; 1 if problems were found or after a `UserError`; 2 for a wrong command
         line.
     """
+    escape_output()
     argv = sys.argv[1:] if argv is None else list(argv)
     commands = {name: entry for group in GROUPS.values() for name, entry in group.items()}
     parser = argparse.ArgumentParser(

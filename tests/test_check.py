@@ -150,7 +150,7 @@ def path_with_backslashes(world):
 @damage
 def text_instead_of_an_image(world):
     name = overwrite(world, 'labeled', 1, False, b'not a picture\n')
-    return 'unreadable', 'labeled', 1, name, ['not an image', 'convert it to JPEG or PNG']
+    return 'unreadable', 'labeled', 1, name, ['not an image', 'convert it to PNG']
 
 
 @damage
@@ -195,7 +195,7 @@ def truncated_mask(world):
 def image_of_16_bits(world):
     path = path_of(world, 'val', 1, False)
     Image.fromarray(np.zeros((30, 40), np.uint16)).save(path, format='PNG')
-    return 'image_depth', 'val', 1, 'images/val0.jpg', ['8 bits per channel', 'convert']
+    return 'image_depth', 'val', 1, 'images/val0.jpg', ['8 bits per channel (16)', 'data.md']
 
 
 # ---- masks
@@ -220,10 +220,9 @@ def turned_mask(world):
 
 
 @damage
-def mask_of_the_turned_image(world):
-    turn(world, 'labeled', 1, 6)
-    name = change_mask(world, 'labeled', 1, np.rot90)
-    return 'size_mismatch', 'labeled', 1, name, ['EXIF orientation 6', 'exif_transpose']
+def half_turned_image(world):
+    name = turn(world, 'labeled', 1, 3)
+    return 'orientation', 'labeled', 1, name, ['EXIF orientation 3', 'exif_transpose', "exif=b''"]
 
 
 @damage
@@ -250,7 +249,7 @@ def image_and_mask_swapped(world):
     content = lines(world, 'labeled')
     content[1] = ' '.join(reversed(content[1].split()))
     write(world, 'labeled', content)
-    return 'mask_colour', 'labeled', 2, 'images/labeled1.jpg', ['photograph', 'swapped']
+    return 'mask_format', 'labeled', 2, 'images/labeled1.jpg', ['JPEG', 'swapped on the line']
 
 
 @damage
@@ -288,8 +287,43 @@ def mask_multiplied(world):
 
 @damage
 def mask_saved_as_jpeg(world):
-    name = change_mask(world, 'labeled', 1, lambda mask: mask * 9, format='JPEG', quality=30)
-    return 'wrong_values', 'labeled', 1, name, ['other values', 'JPEG', 'as PNG']
+    name = change_mask(world, 'labeled', 1, lambda mask: mask, format='JPEG', quality=30)
+    return 'mask_format', 'labeled', 1, name, ['JPEG', 'class indices', 'as 8-bit PNG']
+
+
+@damage
+def mask_of_pages(world):
+    from test_stored import PAGES
+    name = overwrite(world, 'val', 2, True, PAGES)
+    return 'mask_pages', 'val', 2, name, ['holds 3 pages', 'np.argmax']
+
+
+@damage
+def mask_with_0_as_white(world):
+    from test_stored import tiff
+    mask = np.array(Image.open(path_of(world, 'val', 2, True)))
+    name = overwrite(world, 'val', 2, True, tiff(255 - mask, photometric=0))
+    return 'mask_scaled', 'val', 2, name, ['0 as white', '(255 - v)']
+
+
+@damage
+def masks_with_two_palettes(world):
+    for line, colours in ((1, [0] * 6 + [128, 0, 0]), (3, [0] * 6 + [0, 128, 0])):
+        def change(mask, colours=colours):
+            image = Image.fromarray(mask)
+            image.putpalette(colours)
+            return image
+        name = change_mask(world, 'val', line, change)
+    return ('mask_palettes', 'val', 3, name,
+            ['(0, 128, 0) for index 2, but', path_of(world, 'val', 1, True), '(128, 0, 0)',
+             'palette: ignore'])
+
+
+@damage
+def labeled_masks_of_one_class(world):
+    for line in range(1, 6):
+        change_mask(world, 'labeled', line, lambda mask: mask * 0)
+    return 'one_class', 'labeled', None, None, ['all 5 masks', 'only class 0', 'export the masks']
 
 
 @damage
@@ -413,16 +447,6 @@ def one_mask_ignored(world):
     return 'mask_ignored', 'val', 2, name, ['ignored everywhere']
 
 
-def image_with_an_orientation(world):
-    name = turn(world, 'labeled', 3, 3)
-    return 'exif_turned', 'labeled', 3, name, ['orientation 3', 'exif_transpose', 'remove the tag']
-
-
-def unlabeled_image_with_an_orientation(world):
-    name = turn(world, 'unlabeled', 3, 8)
-    return 'exif_turned', 'unlabeled', 3, name, ['orientation 8', 'exif_transpose']
-
-
 def image_twice_in_labeled(world):
     write(world, 'labeled', lines(world, 'labeled') + ['images//labeled4.jpg masks/labeled4.png'])
     return 'repeated', 'labeled', 6, 'images//labeled4.jpg', [world.labeled + ' line 5', 'remove']
@@ -481,8 +505,7 @@ def class_absent_from_val(world):
 
 
 @pytest.mark.parametrize('damage_world', [
-    one_mask_of_0_and_255, one_mask_ignored, image_with_an_orientation,
-    unlabeled_image_with_an_orientation, image_twice_in_labeled, image_twice_in_unlabeled,
+    one_mask_of_0_and_255, one_mask_ignored, image_twice_in_labeled, image_twice_in_unlabeled,
     mask_of_two_images, image_labeled_and_unlabeled, copy_within_a_list,
     copy_among_labeled_and_unlabeled, copy_within_val, class_absent_from_labeled,
     class_absent_from_val], ids=lambda function: function.__name__)
@@ -838,6 +861,40 @@ def test_training_checks_some_masks_of_long_lists(tiny_world, monkeypatch):
     with pytest.raises(UserError):
         quick.quick_check(world.load(seed=1), *samples)
     assert sorted(places) != first
+
+
+def test_labeled_masks_are_read_until_two_classes_are_seen(tiny_world, monkeypatch):
+    world = tiny_world(n_labeled=3)
+    for line in (1, 2, 3):
+        change_mask(world, 'labeled', line, lambda mask: mask * 0)
+    one, two = lines(world, 'labeled')[:2]
+    change_mask(world, 'labeled', 2, lambda mask: mask * 0 + np.eye(*mask.shape, dtype='uint8'))
+    places = []
+    real = quick.inspect_quickly
+    monkeypatch.setattr(quick, 'inspect_quickly',
+                        lambda *args: places.append(args[-1].place) or real(*args))
+    # Only the mask that is read last has class 1.
+    cfg = world.load()
+    last = np.random.default_rng(cfg.seed).permutation(100)[-1]
+    write(world, 'labeled', [two if i == last else one for i in range(100)])
+    assert quick.some_mask_problems(cfg, 'labeled', read_list(world.labeled))[0].kind \
+        == 'absent_class'
+    assert len(set(places)) == 100
+    write(world, 'labeled', [one] * 100)
+    problem, _ = quick.some_mask_problems(cfg, 'labeled', read_list(world.labeled))
+    assert problem.kind == 'one_class' and 'all 100 masks read hold only class 0' in problem.message
+    del places[:]
+    write(world, 'labeled', [two] * 100)
+    assert quick.some_mask_problems(cfg, 'labeled', read_list(world.labeled)) == []
+    assert len(places) == 32  # too few to say that a class is absent
+
+
+def test_training_warns_of_an_absent_class_like_check(tiny_world):
+    world = tiny_world()
+    class_absent_from_labeled(world)
+    samples = read_list(world.labeled), None, read_list(world.val)
+    message = found(checked(world)[1], 'absent_class')[0]['message']
+    assert quick.quick_check(world.load(), *samples) == ['warning: ' + message]
 
 
 def test_further_errors_of_the_kind_are_counted(tiny_world):

@@ -14,7 +14,13 @@ import torch
 import torch.nn as nn
 
 from dssn.errors import UserError
-from dssn.models.weights import choose_weights, load_weights, network_weights, read_torch_file
+from dssn.models.weights import (
+    choose_weights,
+    load_weights,
+    network_weights,
+    read_torch_file,
+    roles_held,
+)
 from dssn.run import checkpoint
 
 FORMATS = {'zip': True, 'legacy': False}
@@ -345,7 +351,7 @@ def is_state(found, value):
 @pytest.mark.parametrize('role', [None, 'student', 'teacher'])
 @pytest.mark.parametrize('place', sorted(PLACES))
 def test_a_file_with_one_network_serves_as_either(place, role):
-    found, got = choose_weights(PLACES[place], 'a.pth', role)
+    found, got = choose_weights(PLACES[place], 'a.pth', state(0), role)
     assert is_state(found, STUDENT) and got == (role or 'student')
 
 
@@ -353,23 +359,23 @@ def test_a_file_with_one_network_serves_as_either(place, role):
                                          ('teacher', TEACHER)])
 @pytest.mark.parametrize('place', sorted(BOTH))
 def test_a_file_with_both_networks_gives_the_one_asked_for(place, role, value):
-    found, got = choose_weights(BOTH[place], 'a.pth', role)
+    found, got = choose_weights(BOTH[place], 'a.pth', state(0), role)
     assert is_state(found, value) and got == (role or 'student')
 
 
 @pytest.mark.parametrize('role', ['student', 'teacher'])
 def test_a_file_that_says_whose_weights_it_holds_is_believed(role):
     content = {'model': state(TEACHER), 'weights': role}
-    found, got = choose_weights(content, 't_best.pth')
+    found, got = choose_weights(content, 't_best.pth', state(0))
     assert is_state(found, TEACHER) and got == role
     other = {'student': 'teacher', 'teacher': 'student'}[role]
     with pytest.raises(UserError, match='t_best.pth.*' + role + '.*' + other):
-        choose_weights(content, 't_best.pth', other)
+        choose_weights(content, 't_best.pth', state(0), other)
 
 
 @pytest.mark.parametrize('key', ['teacher', 'model_ema'])
 def test_a_file_with_the_teacher_alone_gives_the_teacher(key):
-    found, got = choose_weights({key: state(TEACHER)}, 'a.pth')
+    found, got = choose_weights({key: state(TEACHER)}, 'a.pth', state(0))
     assert is_state(found, TEACHER) and got == 'teacher'
 
 
@@ -381,11 +387,101 @@ def test_a_file_with_the_teacher_alone_gives_the_teacher(key):
 @pytest.mark.parametrize('role', [None, 'teacher'])
 def test_a_file_without_weights_is_refused(content, role):
     try:
-        found, _ = choose_weights(content, 'a.pth', role)
+        found, _ = choose_weights(content, 'a.pth', state(0), role)
     except UserError as error:
         assert 'a.pth' in str(error)
     else:  # a state dict under `weights` may be understood
         assert isinstance(content['weights'], dict) and is_state(found, 1)
+
+
+PREFIXES = ['_orig_mod.', 'module.', 'module._orig_mod.', 'model.', 'net.module.', 'a.b.c.d.e.']
+KEYS = ['model', 'state_dict', 'model_state', 'model_state_dict', 'network', 'student', 'best']
+TEACHER_KEYS = ['teacher', 'ema', 'model_ema', 'ema_state_dict', 'state_dict_ema', 'teacher.model']
+OTHERS = {'epoch': 3, 'optimizer': {'state': {0: {'exp_avg': torch.ones(2)}}},
+          'hyper_parameters': {'lr': 0.1}, 'loops': {'fit': {}}}
+
+
+@pytest.mark.parametrize('prefix', PREFIXES)
+@pytest.mark.parametrize('key', ['', *KEYS])
+def test_wrapped_networks_are_found_by_the_names_of_the_network(key, prefix):
+    content = {key: state(STUDENT, prefix), **OTHERS} if key else state(STUDENT, prefix)
+    found, role = choose_weights(content, 'a.pth', state(0))
+    assert is_state(found, STUDENT) and role == 'student'
+
+
+@pytest.mark.parametrize('prefix', ['', *PREFIXES])
+@pytest.mark.parametrize('key', TEACHER_KEYS)
+def test_the_averaged_network_is_the_teacher(key, prefix):
+    student, teacher = state(STUDENT, prefix), state(TEACHER, prefix)
+    contents = [{'model': student, key: teacher, **OTHERS},
+                {'model': student, key: {'module': teacher, 'decay': 0.9}}]
+    if prefix:  # both in one mapping, as in a LightningModule
+        contents.append({'state_dict': {**state(STUDENT, 'student.' + prefix),
+                                        **state(TEACHER, f'{key}.{prefix}')}})
+        contents.append({**state(STUDENT, prefix), **state(TEACHER, f'{key}.{prefix}')})
+    for content in contents:
+        for role, value in ((None, STUDENT), ('student', STUDENT), ('teacher', TEACHER)):
+            found, got = choose_weights(content, 'a.pth', state(0), role)
+            assert is_state(found, value) and got == (role or 'student')
+        assert roles_held(content, 'a.pth', state(0)) == ['student', 'teacher']
+
+
+def test_wrappers_inside_a_name_are_left_out():
+    content = {'module.a._orig_mod.weight': torch.ones(2),
+               'module.classifier._orig_mod.b': torch.ones(2)}
+    assert is_state(choose_weights(content, 'a.pth', state(0))[0], 1)
+    content['module.a.weight'] = torch.zeros(2)
+    with pytest.raises(UserError, match='module.a.weight twice'):
+        choose_weights(content, 'a.pth', state(0))
+
+
+def test_the_counter_of_an_averaged_model_is_left_out():
+    content = {'n_averaged': torch.tensor(5), **state(STUDENT, 'module.')}
+    assert is_state(choose_weights(content, 'a.pth', state(0))[0], STUDENT)
+
+
+@pytest.mark.parametrize('content, role, words', [
+    ({'model': state(1), 'state_dict': state(2)}, None, '2 networks of the student: model, '),
+    ({'model': state(1), 'last': state(2)}, 'student', 'model, last; save the one that you want'),
+    ({'ema': state(1), 'teacher': state(2)}, None, '2 networks of the teacher: ema, teacher'),
+    ({'model': state(3), 'ema': state(1), 'teacher': state(2)}, 'teacher', 'teacher: ema, teacher'),
+    ({**state(1), **state(2, 'module.')}, None, '2 networks.*: the whole file, module.;'),
+    ({'ema': state(1)}, 'student', 'has the weights of the teacher, not of the student'),
+    # Never the student in its place.
+    ({'model': state(1), 'ema': {'shadow': torch.ones(2)}}, 'teacher', 'its teacher .ema: shadow,'),
+    ({'module.a.weight': torch.ones(2), 'classifier.b': torch.ones(2)}, None,
+     '2 networks of the student'),
+    ({'state_dict': {'encoder.w': torch.ones(1), 'decoder.w': torch.ones(1)}}, None,
+     'found: state_dict: encoder.w, state_dict: decoder.w.; expected .* such as a.weight')])
+def test_no_network_is_chosen_in_silence(content, role, words):
+    with pytest.raises(UserError, match=words):
+        choose_weights(content, 'a.pth', state(0), role)
+
+
+@pytest.mark.parametrize('change, words', [
+    (lambda s: s.update({'criterion.weight': torch.ones(1)}), '1 unknown .first: criterion.weight'),
+    (lambda s: s.update({'module.more': torch.ones(1)}), '1 unknown .first: more'),
+    (lambda s: s.pop('module.norm.bias'), '1 missing .first: norm.bias'),
+    (lambda s: s.update({'norm.bias': s.pop('module.norm.bias')}),
+     "most names have the prefix 'module.', but not norm.bias"),
+    (lambda s: s.update({'norm.bias': torch.ones(4)}), "prefix 'module.', but not norm.bias"),
+    (lambda s: s.update({'module.norm.bias': torch.ones(5)}), '1 of another shape')])
+def test_a_prefix_hides_no_difference(change, words):
+    tensors = {'module.' + name: tensor for name, tensor in Net().state_dict().items()}
+    change(tensors)
+    with pytest.raises(UserError, match=words):
+        load_weights(Net(), choose_weights({'model': tensors}, 'a.pth', Net().state_dict())[0],
+                     'a.pth')
+
+
+def test_a_file_that_contains_itself_or_is_deep_is_searched_once():
+    content = {'model': state(STUDENT)}
+    content['self'] = content
+    for _ in range(2000):
+        content = {'deeper': content, 'model': content.get('model')}
+    assert is_state(choose_weights(content, 'a.pth', state(0))[0], STUDENT)
+    names = {'.'.join('a' * 100_000): torch.ones(1), **state(STUDENT)}
+    assert len(choose_weights(names, 'a.pth', state(0))[0]) == 3
 
 
 class Net(nn.Module):

@@ -1,6 +1,8 @@
 """Configuration: strict keys and values, precedence, and the files of existing code bases."""
+import dataclasses
 import glob
 import os
+import re
 
 import pytest
 import yaml
@@ -8,6 +10,8 @@ import yaml
 from dssn import config, methods
 from dssn.data.classes import colours_of_classes, names_of_classes
 from dssn.errors import UserError
+from dssn.tools.experiments.grid import assignment_text
+from dssn.yaml_text import parse
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CONFIGS = sorted(glob.glob(os.path.join(ROOT, 'configs', '*.yaml')))
@@ -203,6 +207,25 @@ def test_our_configs_hold_the_published_settings(name, expected):
         assert cfg.selection == 'none' or (cfg.selection, cfg.conf_thresh) == ('fixed', 0)
 
 
+@pytest.mark.parametrize('method', ['fixmatch', 'unimatch'])
+def test_baselines_on_cityscapes_have_the_published_threshold(method):
+    def load(name):
+        return config.load(os.path.join(ROOT, 'configs', name + '.yaml'), {'method': method})
+    assert load('cityscapes').conf_thresh == 0    # all pseudo-labels
+    assert [load(name).conf_thresh for name in ('pascal', 'coco')] == [0.95, 0.95]
+
+
+def test_the_expected_scores_of_the_quickstart_are_those_of_the_results():
+    def text(name):
+        with open(os.path.join(ROOT, name), encoding='utf-8') as file:
+            return ' '.join(file.read().replace('\n#', '\n').split())
+    row = re.search(r'\| 20 \| DSSN \|.*?\|.*?\|.*?\| ([^|]+) \|.*?\| ([^|]+) \|',
+                    text('docs/results.md').split('# shapes ')[1])
+    student, teacher = row.groups()
+    assert f'student {student}, teacher {teacher};' in text('configs/shapes.yaml')
+    assert f'{student} and {teacher}, mean and deviation of seeds 1 to 3' in text('README.md')
+
+
 def test_a_key_in_the_file_wins_over_the_default_of_its_data_set(write):
     cfg = config.load(write(DSSN_CITYSCAPES + 'selection: class_topk\nprotocol: original\n'
                             'warm_up_epochs: 1\npretrained: false\ncutmix_partner: other\n'))
@@ -327,7 +350,7 @@ def test_a_method_that_is_no_name_is_refused(write, value):
     ('dataset: [mine\nnclass: 3\n', 'YAML'), ('a: b: c\n', 'YAML'), ('\tdataset: mine\n', 'YAML'),
     ('{[1]: 2}\n', 'YAML'), ('1: 2\n', '1'), ('nclass: 3\ndataset: a\nnclass: 4\n', 'nclass'),
     ('dataset: mine\nnclass: 3\ncriterion: {name: CELoss, name: OHEM}\n', 'name'),
-    ('dataset: mine\nnclass: 3\nsave_path: 2023-99-99\n', 'YAML'),
+    ('dataset: mine\nnclass: 3\nsave_path: !!timestamp 2023-99-99\n', 'YAML'),
 ])
 def test_a_file_that_is_no_config_is_refused(write, text, word):
     path = write(text)
@@ -381,7 +404,7 @@ def test_set_reads_values_as_yaml(write):
 @pytest.mark.parametrize('assignment, words', [
     ('lr', ['key=value']), ('=3', ['key=value']), ('lrr=3', ["'lrr'", "'lr'"]),
     ('epochs=x', ['epochs', 'whole number']), ('epochs=', ['epochs']), ('dilations=[1', ['YAML']),
-    ('save_path=2024-02-30', ['YAML']),
+    ('save_path=!!timestamp 2024-02-30', ['YAML']),
 ])
 def test_a_wrong_set_is_named_as_written(write, assignment, words):
     refused(write(SMALLEST), '--set ' + assignment, *words, assignments=[assignment])
@@ -537,14 +560,97 @@ def test_workers_are_auto_by_default_and_errors_and_help_say_so(write):
     assert 'workers (int or auto, default auto)' in config.help_text(methods.find('DSSN', ''))
 
 
-@pytest.mark.parametrize('name', ['amp', 'eval_amp'])
-def test_off_is_a_word(tmp_path, name):
-    """Without quotes YAML reads it as false, in a file as in --set."""
-    path = tmp_path / 'c.yaml'
-    for word in ('off', '"off"'):
-        path.write_text(f'dataset: mine\nnclass: 3\n{name}: {word}\n')
-        assert getattr(config.load(str(path)), name) == 'off'
-    path.write_text(f'dataset: mine\nnclass: 3\n{name}: bf16\n')
-    assert getattr(config.load(str(path), None, [f'{name}=off']), name) == 'off'
-    with pytest.raises(UserError, match=f'{name} = True must be text'):
-        config.load(str(path), None, [f'{name}=on'])
+# ---- what the words of a file mean
+
+FIELDS = {field.name: field for method in methods.all_methods().values()
+          for field in dataclasses.fields(method.Config)}
+CHOICES = [(name, choice) for name, field in FIELDS.items()
+           for choice in (*field.metadata.get('choices', ()), field.metadata.get('word'))
+           if choice is not None]
+
+
+def both_ways(write, name, text):
+    """The value of a key that is written so in a file, and after --set: must be the same."""
+    others = '' if name == 'nclass' else 'nclass: 3\n'
+    others += '' if name == 'dataset' else 'dataset: mine\n'
+    loaded = config.load(write(f'{others}{name}: {text}\n'))
+    given = config.load(write(f'{others}{name}: [not, this]\n'), None, [f'{name}={text}'])
+    assert loaded == given
+    return getattr(loaded, name)
+
+
+@pytest.mark.parametrize('name, choice', CHOICES, ids=str)
+def test_every_choice_can_be_written_as_the_help_and_the_errors_write_it(write, name, choice):
+    text = str(choice).lower() if isinstance(choice, bool) else str(choice)
+    value = both_ways(write, name, text)
+    assert value == choice and type(value) is type(choice)
+    if isinstance(choice, str):
+        assert both_ways(write, name, f'"{text}"') == choice
+
+
+@pytest.mark.parametrize('text, value', [
+    ('true', True), ('True', True), ('TRUE', True), ('yes', True), ('Yes', True), ('on', True),
+    ('ON', True), ('false', False), ('False', False), ('no', False), ('No', False),
+    ('off', False)])
+def test_words_for_true_and_false(write, text, value):
+    for name in ('pretrained', 'deterministic', 'tf32'):
+        assert both_ways(write, name, text) is value
+
+
+# YAML 1.1 reads them as 18, 8, 5400, a date, true, false, null, 16, 1000, and the number 80.
+@pytest.mark.parametrize('text', ['1_8', '010', '1:30:00', '2024-02-30', 'on', 'no', 'n', '0x10',
+                                  '1_000', '+0_80', '08', '=', '1e', '190:20:30'])
+def test_what_is_no_decimal_number_is_text_as_it_is_written(write, text):
+    for name in ('save_path', 'labeled_id_path'):
+        assert both_ways(write, name, text) == text
+    assert config.load(write(f'dataset: a\nclasses: [x, {text}]\n')).classes == ['x', text]
+    for name in ('epochs', 'lr'):
+        refused(write(f'{SMALLEST}{name}: {text}\n'), f"{name} = '{text}' must be a", 'number')
+        refused(write(SMALLEST), f"{name} = '{text}' must be a", assignments=[f'{name}={text}'])
+
+
+@pytest.mark.parametrize('text', ['null', '~', ''])
+def test_no_value_is_an_empty_text_but_no_class_name_and_no_number(write, text):
+    assert both_ways(write, 'init_from', text) == ''
+    refused(write(f'dataset: a\nclasses: [x, {text or "null"}]\n'), 'classes', 'in quotes')
+    refused(write(SMALLEST + f'epochs: {text}\n'), 'epochs = None must be a whole number')
+
+
+@pytest.mark.parametrize('name, text', [('dataset', '2012'), ('save_path', '1.50'),
+                                        ('init_from', 'true'), ('unlabeled_id_path', '1e3')])
+def test_a_number_or_true_for_a_text_must_be_quoted(write, name, text):
+    others = 'nclass: 3\n' + 'dataset: a\n' * (name != 'dataset')
+    refused(write(f'{others}{name}: {text}\n'), name, 'must be text; write it in quotes')
+    assert both_ways(write, name, f'"{text}"') == text
+
+
+def test_class_names_survive_the_file_that_a_run_writes(write):
+    names = ['1e5', '08', '010', 'off', 'yes', 'null', '~', '1_8', '1:30', '2024-02-30', '5', '.5',
+             '=', '<<', 'true', '# a', 'Straße', '道路', '\U0001f600', '0x10']
+    cfg = config.from_dict({'dataset': 'a', 'classes': names}, 'x.pth')
+    assert config.load(write(config.dump(cfg))).classes == names
+    for reader in (yaml.safe_load, parse):  # other programs may read it, too
+        assert reader(config.dump(cfg))['classes'] == names
+    assert parse(assignment_text({'classes': names}))['classes'] == names
+    assert [parse(assignment_text(name)) for name in names] == names
+
+
+SHOWN = re.compile(rf'(?<![\w.])({"|".join(FIELDS)})(?:=|: )' r'([\w."\'/\[{-][^\s`|,;)}\]]*)')
+
+
+def test_every_value_that_the_documentation_shows_is_legal():
+    found = 0
+    for pattern in ('README.md', 'docs/*.md', 'pretrained/*.md', 'configs/*.yaml',
+                    'experiments/*.yaml', 'train.py', 'eval.py'):
+        for path in glob.glob(os.path.join(ROOT, pattern)):
+            with open(path, encoding='utf-8') as file:
+                code = re.findall(r'```.*?```|`[^`\n]+`', file.read(), re.S) \
+                    if path.endswith('.md') else file
+                for line in [line for part in code for line in part.splitlines()
+                             if '= key(' not in line]:
+                    for name, text in SHOWN.findall(line):
+                        if text in ('k', 'LIST', '...', 'names.txt') or set(text) & set('[{'):
+                            continue  # a placeholder, or a part of a list
+                        config.check_value(f'{path}: {line}', FIELDS[name], parse(text.strip("'")))
+                        found += 1
+    assert found > 200

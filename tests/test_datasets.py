@@ -42,7 +42,7 @@ def opened(monkeypatch):
             names.append(sample.mask if rest else sample.image)
             return function(root, sample, *rest)
         return call
-    for name in ('open_image', 'open_mask'):
+    for name in ('open_image', 'open_image_and_header', 'open_mask'):
         monkeypatch.setattr(datasets, name, recorded(getattr(datasets, name)))
     return names
 

@@ -64,6 +64,24 @@ def test_help_keys(capsys, method, shown):
     train_script.main(['--config', shipped('shapes'), '--help-keys', '--method', method])
     out = capsys.readouterr().out
     assert 'crop_size' in out and ('conf_thresh' in out) == shown
+    for arguments in (['--method', method], ['--set', f'method={method}']):  # no --config
+        train_script.main(['--help-keys', *arguments])
+        assert capsys.readouterr().out == out
+
+
+def test_help_keys_are_those_of_the_configs_method_or_dssns(tmp_path, capsys):
+    path = tmp_path / 'c.yaml'
+    path.write_text('method: unimatch\n')  # not complete: only its method matters
+    printed = []
+    for arguments in ([], ['--method', 'DSSN'], ['--config', str(path)], ['--method', 'unimatch']):
+        train_script.main(['--help-keys', *arguments])
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] != printed[2] == printed[3]
+    with pytest.raises(UserError, match="'unimach'.*unimatch"):
+        train_script.main(['--help-keys', '--method', 'unimach'])
+    with pytest.raises(SystemExit):
+        train_script.main(['--method', 'DSSN'])
+    assert capsys.readouterr().err.endswith('the following arguments are required: --config\n')
 
 
 def test_the_same_command_trains_and_then_has_nothing_to_do(tiny_world, capsys):

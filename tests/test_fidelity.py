@@ -452,7 +452,7 @@ def test_format_of_checkpoints(part):
     golden = GOLDEN[part]
     content = dict.fromkeys(golden['checkpoint_keys'], 1)
     content['model'] = {golden['checkpoint_prefix'] + '.weight': torch.ones(1)}
-    assert choose_weights(content, 'best.pth') == ({'weight': torch.ones(1)}, 'student')
+    assert choose_weights(content, 'best.pth', ['weight']) == ({'weight': torch.ones(1)}, 'student')
 
 
 # ---- OHEM, teacher, rates

@@ -39,20 +39,20 @@ def touch(folder, *names):
 
 
 def names(found):
-    return [sample.image.replace(os.sep, '/') for sample in found[0]]
+    return [sample.image.replace(os.sep, '/') for sample in found[1]]
 
 
 def test_images_of_all_formats_in_all_folders_in_order(tmp_path):
     wanted = ['10.webp', 'B.JPG', 'a/x.png', 'a/y/z.TIF', 'a b.gif', 'c.bmp']
     touch(tmp_path, *wanted)
     touch(tmp_path, '.hidden.jpg', '.cache/x.jpg', 'a/._z.tif')
-    found = find_images(str(tmp_path), str(tmp_path / 'out'))
-    assert names(found) == sorted(wanted) and found[1] == []
+    found = find_images([str(tmp_path)], str(tmp_path / 'out'))
+    assert names(found) == sorted(wanted) and found[2] == []
 
 
 def test_files_with_other_endings_are_counted(tmp_path):
     touch(tmp_path, 'x.jpg', 'a.txt', 'b.TXT', 'c.heic', 'film.mpg', 'LICENSE')
-    note, = find_images(str(tmp_path), str(tmp_path / 'out'))[1]
+    note, = find_images([str(tmp_path)], str(tmp_path / 'out'))[2]
     assert note.endswith('.heic: 1, .mpg: 1, .txt: 2, none: 1')
 
 
@@ -60,25 +60,76 @@ def test_written_pictures_are_not_predicted_next_time(tmp_path):
     touch(tmp_path, 'x.jpg', 'out/overlay/x.jpg', 'sub/out/y.jpg')
     os.symlink(str(tmp_path / 'out'), str(tmp_path / 'link'))
     for out in ('out', 'link', 'sub/../out'):
-        assert names(find_images(str(tmp_path), str(tmp_path / out))) == ['sub/out/y.jpg', 'x.jpg']
+        found = find_images([str(tmp_path)], str(tmp_path / out))
+        assert names(found) == ['sub/out/y.jpg', 'x.jpg']
     with pytest.raises(UserError, match='--save-dir.*another folder'):
-        find_images(str(tmp_path), str(tmp_path / 'out' / '..'))
+        find_images([str(tmp_path)], str(tmp_path / 'out' / '..'))
 
 
 def test_links_to_folders_are_followed(tmp_path):
     touch(tmp_path, 'in/x.jpg', 'disk/y.jpg', 'in/.hidden/z.jpg')
     os.symlink(str(tmp_path / 'disk'), str(tmp_path / 'in' / 'more'))
-    found = find_images(str(tmp_path / 'in'), str(tmp_path / 'out'))
+    found = find_images([str(tmp_path / 'in')], str(tmp_path / 'out'))
     assert names(found) == ['more/y.jpg', 'x.jpg']
 
 
 @pytest.mark.parametrize('files, words', [
-    (None, 'no such folder'), ([], 'no image'), (['a.txt'], 'no image.*[.]txt: 1')])
+    (None, 'no such file or folder'), ([], 'no image'), (['a.txt'], 'no image.*[.]txt: 1')])
 def test_folders_without_images_are_errors(tmp_path, files, words):
     if files is not None:
         touch(tmp_path / 'in', 'sub/' * (not files) + '.keep', *files)
     with pytest.raises(UserError, match='--images .*in: ' + words):
-        find_images(str(tmp_path / 'in'), str(tmp_path / 'out'))
+        find_images([str(tmp_path / 'in')], str(tmp_path / 'out'))
+
+
+@pytest.mark.parametrize('arguments, root, wanted', [
+    ('photos', 'photos', ['a.jpg', 'b.png', 'more/a.jpg']),
+    ('photos/a.jpg', 'photos', ['a.jpg']),
+    ('photos/a.jpg photos/b.png photos/a.jpg', 'photos', ['a.jpg', 'b.png']),
+    ('photos/*.jpg', 'photos', ['a.jpg']),
+    ('photos/**/*.jpg', 'photos', ['a.jpg', 'more/a.jpg']),
+    ('photos/*', 'photos', ['a.jpg', 'b.png', 'more/a.jpg', 'notes.txt']),
+    ('photos/[ab].* other', '.', ['other/a.jpg', 'photos/a.jpg', 'photos/b.png']),
+    ('photos ./photos/a.jpg photos/more', 'photos', ['a.jpg', 'b.png', 'more/a.jpg']),
+    ('top.jpg photos/more/a.jpg', '.', ['photos/more/a.jpg', 'top.jpg']),
+    ('photos/notes.txt', 'photos', ['notes.txt']),    # named, so it is tried
+    ('[x].jpg', '.', ['[x].jpg'])])                   # a name, though it looks like a pattern
+def test_files_folders_and_patterns(tmp_path, monkeypatch, arguments, root, wanted):
+    monkeypatch.chdir(tmp_path)
+    touch('.', 'photos/a.jpg', 'photos/b.png', 'photos/notes.txt', 'photos/.hidden.jpg',
+          'photos/more/a.jpg', 'other/a.jpg', 'top.jpg', '[x].jpg')
+    for prefix in ('', f'{tmp_path}/'):
+        found = find_images([prefix + name for name in arguments.split()], 'out')
+        assert names(found) == wanted
+        assert os.path.samefile(found[0], root) and os.path.isabs(found[0]) == bool(prefix)
+        assert all(os.path.exists(os.path.join(found[0], name)) for name in names(found))
+
+
+def test_only_pictures_of_an_earlier_run_are_left_out_of_named_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    touch('.', 'a.jpg', 'overlay/00000_a.jpg', 'overlay/mine.jpg', 'photos/00000_a.jpg',
+          'photos/out/overlay/00001_b.jpg', 'photos/out/c.jpg')
+    _, found, notes = find_images(['*.jpg', '*/*.jpg'], '.')
+    assert [sample.image for sample in found] == ['a.jpg', 'overlay/mine.jpg',
+                                                  'photos/00000_a.jpg']
+    assert notes == ['files skipped because they are pictures in --save-dir: 1']
+    # A shell's list may have the folder of the predictions in it.
+    _, found, notes = find_images(['photos/00000_a.jpg', 'photos/out'], 'photos/out')
+    assert [sample.image for sample in found] == ['00000_a.jpg']
+    assert notes == ['folder skipped because it is --save-dir: photos/out']
+    with pytest.raises(UserError, match='no image.*pictures in --save-dir: 1; name'):
+        find_images(['overlay/0*'], '.')
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (['*.jpg'], '--images [*].jpg: nothing matches this pattern; name'),
+    (['there.png', 'gone.png'], '--images gone.png: no such file or folder; name'),
+    ([''], '--images : no such file or folder')])
+def test_what_is_not_there_is_named(tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    touch('.', 'there.png')
+    with pytest.raises(UserError, match=words):
+        find_images(arguments, 'out')
 
 
 # ---- reading images
@@ -198,7 +249,7 @@ def test_a_folder_is_predicted_by_the_protocol_despite_unreadable_images(tmp_pat
     folder.mkdir()
     gradient(40, 30).save(str(folder / 'b.png'))
     (folder / 'a.png').write_text('text')
-    samples, _ = find_images(str(folder), 'out')
+    _, samples, _ = find_images([str(folder)], 'out')
     model, seen = Blur().train(), []
     problems = predict_folder(model, str(folder), samples, World(),
                               lambda *args: seen.append(args), predictor('sliding_window', 18))
@@ -257,6 +308,19 @@ def test_eval_predicts_a_folder_and_reports_unreadable_images(saved, photos, tmp
         assert word in page
     os.remove(str(photos / 'y.jpg'))
     assert eval_script.main(arguments) == 0
+
+
+def test_files_of_the_same_name_have_pictures_of_their_own(saved, photos, tmp_path, capsys):
+    out = tmp_path / 'out'
+    assert eval_script.main(['--checkpoint', saved, '--save-dir', str(out), '--images',
+                             str(photos / 'x.png'), str(photos / 'sub' / '*.jpg')]) == 0
+    assert '2 of 2 images predicted' in capsys.readouterr().out
+    assert sorted(os.listdir(str(out / 'overlay'))) == ['00000_x.jpg', '00001_x.jpg']
+    for name, size in (('00000_x.png', (40, 60)), ('00001_x.png', (60, 40))):  # sub/x.jpg, x.png
+        with Image.open(str(out / 'prediction' / name)) as picture:
+            assert picture.size == size
+    page = (out / 'index.html').read_text(encoding='utf-8')
+    assert f'2 images in {photos}' in page and 'sub/x.jpg' in page
 
 
 @pytest.mark.parametrize('flags, words', [

@@ -66,7 +66,7 @@ def test_counts_and_fractions(text, value):
 
 
 @pytest.mark.parametrize('text', ['0', '-3', '', 'many', '1/0', '0/8', '-1/8', '9/8', '0.0', '1.2',
-                                  '1/8/2', 'a/b', '1e2'])
+                                  '1/8/2', 'a/b', '1e2', '1_8', '1_0/16', '0.1_2'])
 def test_refused_counts_and_fractions(text):
     with pytest.raises(argparse.ArgumentTypeError) as caught:
         count_or_fraction(text)

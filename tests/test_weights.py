@@ -282,6 +282,8 @@ def test_a_folder_that_cannot_be_created_is_reported(server, tmp_path, capsys):
 WRAPPED = {
     'bare': lambda state: state,
     'prefixed': lambda state: {'module.backbone.' + name: t for name, t in state.items()},
+    'compiled': lambda state: {'model_state': {'_orig_mod.model.' + name: t for name, t
+                                               in state.items()}, 'optimizer': {}},
     'uncounted': lambda state: {n: t for n, t in state.items() if 'num_batches' not in n},
     'extra': lambda state: dict(state, **{'last_linear.weight': torch.zeros(3), 'conv9.bias':
                                           torch.zeros(2)}),
@@ -471,9 +473,10 @@ def test_a_checkpoint_of_ours_is_recognised(tiny_world, capsys):
 
 
 @pytest.mark.parametrize('content, words', [
-    (lambda: {'state_dict': 4}, 'not a file of weights'),
-    (lambda: {'encoder.weight': torch.zeros(2)}, 'no backbone here'),
-    (lambda: {}, 'no backbone here'),
+    (lambda: {'state_dict': 4}, 'has no network weights (found: state_dict)'),
+    (lambda: {'encoder.weight': torch.zeros(2)}, 'has no network weights (found: encoder.weight)'),
+    (lambda: {'layer1.0.conv1.weight': torch.zeros(2)}, 'no backbone here'),
+    (lambda: {}, 'has no network weights (found: nothing)'),
     (lambda: narrow(backbone_state(width=64)), '32/32/64'),
     (lambda: dict(backbone_state('resnet18', width=64), **{
         'conv1.0.weight': torch.zeros(32, 3, 3, 3)}), '32/32/64')])

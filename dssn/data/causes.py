@@ -19,23 +19,22 @@ class MaskValues(NamedTuple):
     has_255: bool
     nclass: int
     name: str          # file name; '' for several masks
-    file_format: str   # as Pillow names it
 
 
-def cause_of_values(pixels, nclass, name='', file_format='PNG'):
+def cause_of_values(pixels, nclass, name=''):
     """Likely cause of mask values that are not classes, with the remedy.
 
     Args:
         pixels: {value: pixels} of one mask or of several; ignored pixels count as 255. At least
             one value is neither a class nor 255.
-        name: path of the mask; '' for several masks. file_format: as Pillow names it.
+        name: path of the mask; '' for several masks.
 
     Returns:
         Text without a full stop at its end.
     """
     values = sorted(value for value in pixels if value != IGNORE)
-    mask = MaskValues(values, IGNORE in pixels, nclass, os.path.basename(name), file_format)
-    for rule in (cityscapes_name, jpeg, counted_from_one, nclass_occurs, label_ids, coco_ids,
+    mask = MaskValues(values, IGNORE in pixels, nclass, os.path.basename(name))
+    for rule in (cityscapes_name, counted_from_one, nclass_occurs, label_ids, coco_ids,
                  gray_colours, multiplied, photograph):
         cause = rule(mask)
         if cause:
@@ -54,12 +53,6 @@ def cityscapes_name(mask):
     for ids in ('labelIds', 'instanceIds'):
         if mask.name.endswith(f'_{ids}.png'):
             return f"these are Cityscapes' {ids}, not trainIds: {TRAIN_IDS}"
-
-
-def jpeg(mask):
-    """The file is a JPEG."""
-    if mask.file_format == 'JPEG':
-        return 'JPEG compression changes indices: export the masks again, as PNG'
 
 
 def counted_from_one(mask):
@@ -139,7 +132,7 @@ def cause_of_depth(mask, name):
     if 0 <= low and high <= 255:
         return (f'it has more than 8 bits per pixel, but its values {low:g}..{high:g} fit into 8: '
                 "save Image.fromarray(np.asarray(mask).astype('uint8'))")
-    ids = cityscapes_name(MaskValues([], False, 0, os.path.basename(name), ''))
+    ids = cityscapes_name(MaskValues([], False, 0, os.path.basename(name)))
     return (f'it has more than 8 bits per pixel, and values {low:g}..{high:g}: '
             + (ids or 'these are object ids or depths, not classes'))
 

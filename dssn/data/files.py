@@ -7,7 +7,9 @@ import warnings
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from dssn.data import headers
 from dssn.data.causes import cause_of_colours, cause_of_depth, cause_of_values
+from dssn.data.stored import NotIndices, read_indices, used_colours
 from dssn.errors import UserError
 from dssn.labels import IGNORE
 
@@ -18,7 +20,7 @@ warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 # Formats that Pillow recognises, but cannot decode or passes on to another program. For example,
 # Ghostscript would run the program in an EPS file.
 REFUSED_FORMATS = ('BUFR', 'EPS', 'GRIB', 'HDF5', 'MPEG', 'WMF')
-ORIENTATION = 0x0112  # EXIF tag: how viewers turn a photograph; 1 means "not at all"
+TIFF_ENDINGS = ('.tif', '.tiff')
 
 
 class FileProblem(UserError):
@@ -35,69 +37,95 @@ class FileProblem(UserError):
 
 
 def open_image(data_root, sample):
-    """The sample's image as RGB.
+    """The sample's image as RGB, as viewers show it.
 
     Raises:
-        FileProblem: missing, unreadable, too large, or of more than 8 bits per channel, which
-            Pillow would clip.
+        FileProblem: missing, unreadable, too large, or of more than 8 bits per channel, most of
+            which Pillow would drop or clip.
     """
-    image = _checked_depth(_open(data_root, sample.image, sample), sample, data_root)
-    return image if image.mode == 'RGB' else image.convert('RGB')  # convert would copy RGB, too
+    return open_image_and_header(data_root, sample)[0]
 
 
-def image_size(data_root, sample):
-    """The (width, height) of the sample's image, read from its header. Raises like `open_image`."""
-    image = _open(data_root, sample.image, sample, decode=False)
-    return _checked_depth(image, sample, data_root).size
+def open_image_and_header(data_root, sample):
+    """(what `open_image` returns, the image's `Header`). Raises like `open_image`."""
+    def read(image):
+        check_depth(data_root, sample, image)
+        image, header = headers.decode_upright(image)
+        return as_rgb(data_root, sample, image), header
+    return _open(data_root, sample.image, sample, read)
 
 
-def _checked_depth(image, sample, data_root):
-    if image.mode[0] in 'IF':
-        raise FileProblem(f'{sample.place}: image {os.path.join(data_root, sample.image)} has more '
-                          f'than 8 bits per channel (mode {image.mode}); convert it to 8-bit gray '
-                          'or RGB', 'image_depth', sample.image)
-    return image
-
-
-def exif_orientation(path):
-    """The EXIF orientation, 1..8, in the header of an image; 1 if there is none."""
+def as_rgb(data_root, sample, image):
+    """A decoded image as RGB. Raises a FileProblem if Pillow cannot convert it."""
+    if image.mode == 'RGB':
+        return image  # convert would copy it
     try:
-        with open_untrusted(path) as image:
-            return image.getexif().get(ORIENTATION, 1)
-    except Exception:  # damaged EXIF makes Pillow raise almost any error; viewers ignore it, too
-        return 1
+        return image.convert('RGB')
+    except ValueError:
+        raise FileProblem(f'{sample.place}: {os.path.join(data_root, sample.image)} has the mode '
+                          f'{image.mode}, which Pillow does not convert to RGB; write it as an '
+                          f'8-bit RGB image ({headers.RECIPE})', 'unreadable',
+                          sample.image) from None
 
 
-def open_mask(data_root, sample, nclass, size, ignore_index=IGNORE):
+def image_header(data_root, sample):
+    """The `Header` of the sample's image, which is not decoded. Raises like `open_image`."""
+    def read(image):
+        check_depth(data_root, sample, image)
+        return headers.read_header(image)
+    return _open(data_root, sample.image, sample, read)
+
+
+def check_depth(data_root, sample, image):
+    """Raise a FileProblem if an opened image has more than 8 bits per channel."""
+    bits = headers.bits_per_channel(image)
+    if bits > 8:
+        raise FileProblem(
+            f'{sample.place}: image {os.path.join(data_root, sample.image)} has more than 8 bits '
+            f'per channel ({bits}), and there is no standard way to convert it: find the lowest '
+            'and the highest value in all images, and map this range to 0..255 in every image '
+            f'({headers.RECIPE})', 'image_depth', sample.image)
+
+
+def open_mask(data_root, sample, nclass, size, ignore_index=IGNORE, palettes=None, turn=1):
     """The sample's mask as an 8-bit Pillow image of class indices, 255 = ignore.
 
     Args:
         nclass: number of classes. size: (width, height) of the image, which the mask must have.
         ignore_index: mask value that is read as 255.
+        palettes: `PaletteRecord` of the masks that were opened before; None compares none.
+        turn: the EXIF orientation of the image; `size` and `turn` are in its `Header`.
 
     Raises:
-        FileProblem: missing, unreadable, not single-channel 8-bit (a palette mask counts as such),
-            not of the image's size, or a value is neither a class nor 255.
+        FileProblem: missing, unreadable, not a file of class indices (see `open_raw_mask`), of
+            another palette than other masks, not of the image's size, or a value is neither a
+            class nor 255.
     """
     mask = open_raw_mask(data_root, sample)
-    check_size(data_root, sample, mask, size)
-    index = class_indices(mask, ignore_index)
-    check_values(data_root, sample, index, nclass, ignore_index, mask.format)
+    if palettes:
+        palettes.check(data_root, sample, used_colours(mask))
+    index = class_indices(fit_mask(data_root, sample, mask, size, turn), ignore_index)
+    check_values(data_root, sample, index, nclass, ignore_index)
     return Image.fromarray(index)
 
 
 def open_raw_mask(data_root, sample):
-    """The sample's mask as stored: 8 bits per pixel, single channel or palette.
+    """The sample's mask with the values that the file stores: a Pillow image, mode L or P.
 
     Raises:
-        FileProblem: missing, unreadable, or of another kind.
+        FileProblem: missing, unreadable, in colour, of 1 or of more than 8 bits, of several pages,
+            or in a format in which values change.
     """
-    mask = _open(data_root, sample.mask, sample)
+    path = os.path.join(data_root, sample.mask)
+    try:
+        mask = _open(data_root, sample.mask, sample, read=read_indices)
+    except NotIndices as error:
+        raise FileProblem(f'{sample.place}: mask {path} {error}', error.kind,
+                          sample.mask) from None
     if mask.mode in ('L', 'P'):
         return mask
     wrong_depth = mask.mode[0] in 'IF1'
     cause = (cause_of_depth if wrong_depth else cause_of_colours)(mask, sample.mask)
-    path = os.path.join(data_root, sample.mask)
     raise FileProblem(f'{sample.place}: mask {path} is a {mask.mode} image; a mask is an 8-bit PNG '
                       f'of class indices, single channel or palette: {cause}',
                       'mask_depth' if wrong_depth else 'mask_colour', sample.mask)
@@ -110,30 +138,65 @@ def class_indices(mask, ignore_index=IGNORE):
         np.where(index == ignore_index, np.uint8(IGNORE), index)
 
 
-def check_size(data_root, sample, mask, size):
-    """Raise a FileProblem if the size of a mask is not (width, height) `size` of its image."""
-    if mask.size == tuple(size):
-        return
+def fit_mask(data_root, sample, mask, size, turn=1):
+    """A mask from `open_raw_mask`, turned so that it fits its image as viewers show that.
+
+    A mask that was made for the stored pixels is turned with the image. Its size shows which of the
+    two it was made for.
+
+    Args:
+        size: (width, height) of the image as viewers show it. turn: EXIF orientation of the image.
+
+    Raises:
+        FileProblem: the mask has another size, or its size shows nothing (the orientation keeps the
+            size).
+    """
+    own = 1 if mask.format == 'TIFF' else headers.orientation(mask)  # Pillow has turned a TIFF
+    fits = {t for t in (1, turn, own) if headers.turned_size(mask.size, t) == tuple(size)}
+    if own == turn and own in fits:  # image and mask were stored in the same way
+        return headers.turned(mask, own)
+    if len(fits) == 1:
+        return headers.turned(mask, fits.pop())
+    if fits:
+        raise orientation_problem(data_root, sample, turn, own)
     advice = 'they must be of one size'
     if mask.size == tuple(size)[::-1]:
-        turn = exif_orientation(os.path.join(data_root, sample.image))
-        advice += '; width and height are swapped: is one of them turned?' if turn < 5 else (
-            f': the mask fits the image as viewers turn it (EXIF orientation {turn}), but training '
-            'reads the stored pixels; turn these: ImageOps.exif_transpose(image), then save it')
+        advice += '; width and height are swapped: is one of them turned?'
     elif abs(mask.width * size[1] - mask.height * size[0]) < max(size):
         advice += ': resize the mask with Image.NEAREST, because other filters make new values'
     path = os.path.join(data_root, sample.mask)
+    shown = f', as viewers show it (EXIF orientation {turn})' if turn != 1 else ''
     raise FileProblem(f'{sample.place}: mask {path} is {mask.width}x{mask.height} but its image '
-                      f'{sample.image} is {size[0]}x{size[1]}; {advice}', 'size_mismatch',
+                      f'{sample.image} is {size[0]}x{size[1]}{shown}; {advice}', 'size_mismatch',
                       sample.mask)
 
 
-def check_values(data_root, sample, index, nclass, ignore_index=IGNORE, file_format='PNG'):
+def orientation_problem(data_root, sample, turn, own):
+    """The FileProblem that a mask may fit the stored image or the one that viewers show.
+
+    Args:
+        turn, own: EXIF orientations of the image and of the mask.
+    """
+    kind, name, value = ('image', sample.image, turn) if own == 1 else ('mask', sample.mask, own)
+    turned = 'ImageOps.exif_transpose(Image.open(FILE)).save(FILE, quality=95)'
+    stored = "Image.open(FILE).save(FILE, exif=b'', quality=95)"
+    if name.lower().endswith(TIFF_ENDINGS):  # Pillow turns a TIFF when it decodes it
+        undo = headers.TURNS[{6: 8, 8: 6}.get(value, value)]
+        turned = "Image.open(FILE).save(FILE, exif=b'')"
+        stored = f'Image.open(FILE).transpose(Image.{undo}).save(FILE)'
+    return FileProblem(
+        f'{sample.place}: {kind} {os.path.join(data_root, name)} has EXIF orientation {value}, '
+        'which viewers follow, but the sizes do not show whether image and mask match with it or '
+        'without it: look at both. If they match as viewers show them, save the turned pixels: '
+        f'{turned}. If they match as stored, save the {kind} without its orientation: {stored}',
+        'orientation', name)
+
+
+def check_values(data_root, sample, index, nclass, ignore_index=IGNORE):
     """Raise a FileProblem if a mask (H, W) uint8 holds a value that is neither a class nor 255.
 
     Args:
-        index: the mask, in which pixels of `ignore_index` are 255 already. file_format: as Pillow
-            names it.
+        index: the mask, in which pixels of `ignore_index` are 255 already.
     """
     if not ((index >= nclass) & (index != IGNORE)).any():
         return
@@ -146,7 +209,7 @@ def check_values(data_root, sample, index, nclass, ignore_index=IGNORE, file_for
         f'{sample.place}: mask {os.path.join(data_root, sample.mask)} holds value {wrong[0]} on '
         f'{pixels[wrong[0]]} pixels{more}; with nclass = {nclass} a value is 0..{nclass - 1}, or '
         f'{ignored} for ignore. Pixels by value: {histogram_text(pixels)}. Likely cause: '
-        f'{cause_of_values(pixels, nclass, sample.mask, file_format)}',
+        f'{cause_of_values(pixels, nclass, sample.mask)}',
         'wrong_values', sample.mask, pixels)
 
 
@@ -190,16 +253,14 @@ def decoded_formats():
                   key=lambda name: name not in ('JPEG', 'PNG'))
 
 
-def _open(data_root, name, sample, decode=True):
+def _open(data_root, name, sample, read):
     # If `..` follows a link, the system would go to the parent folder of the link's target.
     path = os.path.join(data_root, os.path.normpath(name) if os.pardir in name else name)
     if not os.path.isfile(path):  # refuses a pipe, too: reading it might never end
         raise missing_file_problem(data_root, name, sample)
     try:
         with open_untrusted(path) as image:
-            if decode:
-                image.load()
-            return image
+            return read(image)
     except UserError:
         raise
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
@@ -231,7 +292,11 @@ def _format_advice(path):
         return 'it is a pointer to a file in Git LFS; run `git lfs pull`'
     if head.lstrip().startswith(b'<'):
         return 'it begins like a web page; download it again'
-    return 'convert it to JPEG or PNG'
+    tiff = headers.tiff_text(path)
+    if tiff:
+        return (f'it is {tiff}, which Pillow does not decode; write the bands to use as an 8-bit '
+                f'RGB image ({headers.RECIPE})')
+    return 'convert it to PNG'
 
 
 def missing_file_problem(data_root, name, sample):

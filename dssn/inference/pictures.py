@@ -16,6 +16,7 @@ from dssn.labels import IGNORE
 
 THUMBNAIL = 240, 180   # maximum width and height of one picture in a thumbnail, pixels
 JPEG_SIDE = 65500      # maximum side of a JPEG file, pixels
+KINDS = ('prediction', 'overlay', 'error', 'panel', 'thumbnail')  # folders with pictures
 
 
 def index_picture(index, colours):
@@ -60,6 +61,11 @@ def file_stem(position, path):
     """'00007_name': unique for each position, and safe in paths on any system."""
     stem = re.sub(r'[^\w.-]+', '_', os.path.splitext(os.path.basename(path))[0])
     return f'{position:05d}_' + stem.encode()[:200].decode(errors='ignore')
+
+
+def is_picture_name(name):
+    """Whether the name of a file has the form of `file_stem`."""
+    return bool(re.match(r'\d{5,}_', name))
 
 
 class PictureWriter:
@@ -161,7 +167,7 @@ class PictureWriter:
         kinds = {os.path.dirname(path) for path in own}
         return {f'{kind}/{name}' for kind in kinds
                 for _, _, names in os.walk(os.path.join(self.folder, kind)) for name in names
-                if re.match(r'\d{5,}_', name)} - own
+                if is_picture_name(name)} - own
 
     def _write(self, name, write):
         path = os.path.join(self.folder, name) if name else self.folder

@@ -1,25 +1,27 @@
-"""Prediction of a folder of images without ground truth, of any size and format.
+"""Prediction of images without ground truth, of any size and format.
 
 Images are read as viewers show them (rotated by EXIF, the first frame of an animation).
 Transparency is ignored, as in training. An image with more than 8 bits a channel is refused, since
 there is no standard conversion to 8 bits.
 """
+import glob
 import math
 import os
 from collections import Counter
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from dssn import precision
 from dssn.batch import normalise
 from dssn.data.datasets import to_tensor
 from dssn.data.files import FileProblem, decoded_formats, open_image
-from dssn.data.folders import visible_files
+from dssn.data.folders import common_folder, visible_files
 from dssn.data.lists import Sample
 from dssn.errors import UserError
 from dssn.inference.memory import explained_memory
+from dssn.inference.pictures import KINDS, is_picture_name
 
 # An image with more than TILE x TILE pixels is predicted in tiles of at most that size. Predictions
 # in the margin of a tile are dropped. A tile needs about 3 GiB on a CPU with ResNet-101.
@@ -27,34 +29,73 @@ TILE, MARGIN = 2048, 256
 SMALLER = 'predict on a machine with more memory, or smaller images'
 
 
-def find_images(folder, save_dir):
-    """Find the images in a folder and its subfolders, by their endings; not those in `save_dir`.
+def find_images(arguments, save_dir):
+    """Find the images of files, folders (with their subfolders) and patterns such as '*.jpg'.
+
+    In a folder, files are chosen by their endings, and `save_dir` is left out. A file that is
+    named, or matches a pattern, is taken with any ending, unless an earlier run wrote it as a
+    picture into `save_dir`. A file that is named twice is taken once.
 
     Returns:
-        (`Sample`s without masks, sorted by their paths relative to `folder`; a list with one line
-        on files with other endings, or an empty list).
+        (the folder that holds all images; `Sample`s without masks, sorted by their paths relative
+        to it; lines on files and folders that were left out).
 
     Raises:
-        UserError: the folder does not exist, cannot be read, has no image, or is `save_dir`.
+        UserError: an argument does not exist, cannot be read, is `save_dir`, or no image is found.
     """
-    if not os.path.isdir(folder):
-        raise UserError(f'--images {folder}: no such folder; name one with images')
-    if os.path.realpath(folder) == os.path.realpath(save_dir):
-        raise UserError(f'--save-dir {save_dir}: must be another folder than --images, or the '
-                        'pictures would be predicted next time')
-    endings, images, others = image_endings(), [], Counter()
-    for path in visible_files(folder, '--images', save_dir):
-        ending = os.path.splitext(path)[1].lower()
-        if ending in endings:
-            images.append(os.path.relpath(path, folder))
+    paths = [path for argument in arguments for path in expanded(argument)]
+    endings, images, others, notes, own = image_endings(), {}, Counter(), [], 0
+    for path in paths:
+        if not os.path.isdir(path):
+            if is_own_picture(path, save_dir):
+                own += 1
+            else:
+                images[os.path.abspath(path)] = path
+        elif os.path.realpath(path) != os.path.realpath(save_dir):
+            for file in visible_files(path, '--images', save_dir):
+                ending = os.path.splitext(file)[1].lower()
+                if ending in endings:
+                    images[os.path.abspath(file)] = file
+                else:
+                    others[ending or 'none'] += 1
+        elif len(paths) == 1:
+            raise UserError(f'--save-dir {save_dir}: must be another folder than --images, or the '
+                            'pictures would be predicted next time')
         else:
-            others[ending or 'none'] += 1
-    kinds = ', '.join(f'{ending}: {count}' for ending, count in sorted(others.items()))
-    notes = [f'files skipped because of their ending: {kinds}'] if others else []
+            notes.append(f'folder skipped because it is --save-dir: {path}')
+    if own:
+        notes.append(f'files skipped because they are pictures in --save-dir: {own}')
+    if others:
+        kinds = ', '.join(f'{ending}: {count}' for ending, count in sorted(others.items()))
+        notes.append(f'files skipped because of their ending: {kinds}')
     if not images:
-        raise UserError('; '.join([f'--images {folder}: no image in it or its subfolders'] + notes
-                                  + ['name a folder with images']))
-    return [Sample(name, None, '--images') for name in sorted(images)], notes
+        named = ' '.join(arguments[:3]) + ' ...' * (len(arguments) > 3)
+        raise UserError('; '.join([f'--images {named}: no image in it or its subfolders', *notes,
+                                   'name a folder with images, or image files']))
+    folders = [path if os.path.isdir(path) else os.path.dirname(path) or '.' for path in paths]
+    root = folders[0] if len(set(folders)) == 1 else common_folder(folders)
+    return root, [Sample(name, None, '--images') for name in sorted(
+        os.path.relpath(path, root) for path in images.values())], notes
+
+
+def expanded(argument):
+    """The paths of an argument of --images: itself if it exists, else those of its pattern."""
+    if os.path.lexists(argument):
+        return [argument]
+    is_pattern = any(sign in argument for sign in '*?[')
+    found = sorted(glob.glob(argument, recursive=True)) if is_pattern else []
+    if not found:
+        problem = 'nothing matches this pattern' if is_pattern else 'no such file or folder'
+        raise UserError(f'--images {argument}: {problem}; name a folder with images, or image '
+                        'files')
+    return found
+
+
+def is_own_picture(path, save_dir):
+    """Whether a `PictureWriter` for `save_dir` may have written the file, by folder and name."""
+    folder, name = os.path.split(os.path.realpath(path))
+    return os.path.dirname(folder) == os.path.realpath(save_dir) and is_picture_name(name) \
+        and os.path.basename(folder) in KINDS
 
 
 def image_endings():
@@ -65,17 +106,7 @@ def image_endings():
 
 def read_image(folder, sample):
     """The image as viewers show it, (3, H, W) uint8; raises a FileProblem if it is unreadable."""
-    return to_tensor(upright(open_image(folder, sample)))
-
-
-def upright(image):
-    """The image rotated by EXIF. Pillow has already rotated a TIFF (9.5 keeps its EXIF tag)."""
-    if image.format == 'TIFF':
-        return image
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # Pillow raises almost any exception for damaged EXIF; it is ignored
-        return image
+    return to_tensor(open_image(folder, sample))
 
 
 def tiles(side):

@@ -4,10 +4,8 @@ The command `python -m dssn weights` is in `dssn.tools.weights`.
 """
 import os
 
-import torch
-
 from dssn.errors import UserError
-from dssn.models.weights import read_torch_file
+from dssn.models.weights import choose_weights, read_torch_file
 
 GLUON_FOLDER = ('https://github.com/rwightman/pytorch-pretrained-gluonresnet'
                 '/releases/download/v0.1/')
@@ -38,7 +36,7 @@ def load_backbone_weights(model, backbone, stem, path):
     """Fill every tensor of `model.backbone` from a file of ImageNet weights, in place.
 
     The file must have the stem of the model: deep, or torchvision's plain one. Its tensors may be
-    under 'state_dict' or 'model', and their names may have the prefix 'module.' or 'backbone.'. The
+    at any place in the file, with any prefix, see `choose_weights`. The
     classifier `fc` is ignored, and BN's num_batches_tracked may be missing. After an error the
     model is unchanged.
 
@@ -53,47 +51,14 @@ def load_backbone_weights(model, backbone, stem, path):
     """
     if not os.path.isfile(path):
         raise UserError(missing_file_message(backbone, stem, path))
-    tensors = {name: value for name, value in named_tensors(read_torch_file(path), path).items()
-               if not name.startswith('fc.')}
     own = model.backbone.state_dict()
+    tensors, _ = choose_weights(read_torch_file(path), path, own)
+    tensors = {name: value for name, value in tensors.items() if not name.startswith('fc.')}
     if backbone != 'xception':
         check_stem(tensors, own, stem, path)
     check_fit(tensors, own, backbone, stem, path)
     # Not strict, since num_batches_tracked may be missing; check_fit has checked the rest.
     model.backbone.load_state_dict(tensors, strict=False)
-
-
-def named_tensors(content, path):
-    """{name in the backbone: tensor} of a file of weights.
-
-    Args:
-        content: the object in the file. path: for errors.
-
-    Raises:
-        UserError: it is not a file of weights, or has two tensors with the same name.
-    """
-    for key in ('state_dict', 'model'):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(
-            isinstance(name, str) and torch.is_tensor(value) for name, value in content.items()):
-        raise UserError(f'{path}: not a file of weights (expected a dictionary of named tensors, '
-                        "at its top or under 'state_dict' or 'model')")
-    tensors = {}
-    for full_name, value in content.items():
-        name = without_prefixes(full_name)
-        if name in tensors:
-            raise UserError(f'{path}: holds {name} twice, under different prefixes')
-        tensors[name] = value
-    return tensors
-
-
-def without_prefixes(name):
-    """'module.backbone.conv1.weight' -> 'conv1.weight'."""
-    for prefix in ('module.', 'backbone.'):
-        if name.startswith(prefix):
-            return without_prefixes(name[len(prefix):])
-    return name
 
 
 def check_stem(tensors, own, stem, path):

@@ -1,6 +1,8 @@
 """Weights in files: read without running code, chosen by role, loaded completely."""
 import hashlib
 import os
+import re
+from typing import Dict, NamedTuple, Tuple
 
 import torch
 
@@ -70,51 +72,160 @@ def network_weights(model):
     return {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
 
 
-# Keys of the networks in our checkpoints and in those of the DSSN and UniMatch releases.
-_KEYS = {'student': ('model', 'state_dict'), 'teacher': ('teacher', 'model_ema')}
+# Words in a key or prefix that mark the averaged network. Everything else is a student.
+TEACHER_WORDS = {'teacher', 'ema'}
+# Parts of a name that PyTorch inserts, at any place, for compiled or wrapped modules.
+WRAPPERS = {'_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module'}
+DEEPEST, LONGEST_PREFIX = 4, 8  # nested mappings that are searched; parts of a prefix
 
 
-def roles_held(content):
-    """The roles (student, teacher) that have a key in the content of `read_torch_file`."""
-    return [role for role, keys in _KEYS.items() if isinstance(content, dict)
-            and any(isinstance(content.get(key), dict) for key in keys)]
+class Candidate(NamedTuple):
+    """Tensors of a file that have names of the network, all with the same prefix."""
+    place: Tuple[str, ...]  # keys that lead to their mapping
+    prefix: str             # of their names in it, such as 'module.'
+    tensors: Dict[str, torch.Tensor]  # by the names in the network
+
+    @property
+    def label(self):
+        """'state_dict: module.', for messages."""
+        return ': '.join((*self.place, self.prefix)).rstrip(': ')[:80] or 'the whole file'
+
+    @property
+    def role(self):
+        return role_of((*self.place, self.prefix))
 
 
-def choose_weights(content, path, role=None):
-    """The state of a network in a checkpoint of ours or of the DSSN or UniMatch release.
+def role_of(words):
+    """'student' or 'teacher', from the keys and the prefix of tensors."""
+    found = set(re.findall('[a-z]+', ' '.join(words).lower()))
+    return 'teacher' if found & TEACHER_WORDS else 'student'
+
+
+def mappings_in(content, path):
+    """{keys that lead to it: {name: tensor}} of each mapping in a file that holds tensors.
+
+    Raises:
+        UserError: two names differ only by `WRAPPERS`.
+    """
+    waiting, seen, found = [((), content)] if isinstance(content, dict) else [], set(), {}
+    for place, mapping in waiting:  # `waiting` grows
+        if id(mapping) in seen or len(place) > DEEPEST:
+            continue
+        seen.add(id(mapping))
+        for name, value in mapping.items():
+            if not isinstance(name, str):
+                continue
+            if isinstance(value, dict):
+                waiting.append(((*place, name), value))
+            if not torch.is_tensor(value):
+                continue
+            name = '.'.join(part for part in name.split('.') if part not in WRAPPERS)
+            if name in found.setdefault(place, {}):
+                raise UserError(f'{path}: holds {name} twice, under different prefixes; save one '
+                                'network alone')
+            found[place][name] = value
+    return found
+
+
+def candidates_in(mappings, names):
+    """The `Candidate`s among tensors from `mappings_in`, for a network with these names.
+
+    Few names may fit by chance. A candidate has at least half as many as the best one.
+    """
+    found = {}
+    for place, tensors in mappings.items():
+        for name, tensor in tensors.items():
+            parts = name.split('.', LONGEST_PREFIX)
+            for start in range(len(parts)):
+                own = '.'.join(parts[start:])
+                if own in names:
+                    prefix = name[:len(name) - len(own)]
+                    found.setdefault((place, prefix), {})[own] = tensor
+                    break  # the longest such name
+    most = max(map(len, found.values()), default=0)
+    return [Candidate(*key, tensors) for key, tensors in found.items() if 2 * len(tensors) >= most]
+
+
+def roles_held(content, path, names):
+    """The roles (student, teacher) of the networks in the content of `read_torch_file`."""
+    found = {candidate.role for candidate in candidates_in(mappings_in(content, path), set(names))}
+    return sorted(found)
+
+
+def choose_weights(content, path, names, role=None):
+    """The state of a network in a checkpoint of this or another project.
+
+    The tensors may lie in any mapping of the file, and their names may have any prefix, such as
+    `module.`: those count that have the names of the network behind it. A prefix is removed only
+    from a whole mapping, so tensors that do not belong to the network are found by `load_weights`.
 
     Args:
         content: of the file, from `read_torch_file`. path: for errors.
+        names: of the tensors of the network.
         role: 'student' or 'teacher'; None: the student if the file has both, else the one it has.
 
     Returns:
-        ({name: tensor} without the prefix `module.`, role). The student may be the whole content or
-        under `model`, the teacher under `teacher` or `model_ema`. A public file with one network
-        has no role and is used for either.
+        ({name: tensor} without the prefix, role). A network is a teacher if its key or prefix has
+        the word `teacher` or `ema`. A file with one network that is not marked is used for either.
 
     Raises:
-        UserError: the file does not contain the weights of this role.
+        UserError: the file has no such network, or several of the role.
     """
-    content = content if isinstance(content, dict) else {}
-    holds = roles_held(content)
+    mappings, names = mappings_in(content, path), set(names)
+    candidates = candidates_in(mappings, names)
+    if not candidates:
+        raise UserError(f'{path}: has no network weights {no_weights(content, mappings, names)}')
+    held = {candidate.role for candidate in candidates}
     single = content.get('weights')
-    if not isinstance(single, str) or single not in _KEYS:
-        single = 'teacher' if holds == ['teacher'] else None
+    if not isinstance(single, str) or single not in ('student', 'teacher'):
+        single = 'teacher' if held == {'teacher'} else None
     if role and single and role != single:
         raise UserError(f'{path}: has the weights of the {single}, not of the {role}; leave '
                         f'--weights out, or take the file of the {role} (best.pth: student, '
                         't_best.pth: teacher)')
     role = role or single or 'student'
-    places = [name for name in _KEYS[role] + _KEYS['student']
-              if isinstance(content.get(name), dict)]
-    state = content[places[0]] if places else content
-    if not state or not all(isinstance(name, str) and torch.is_tensor(value)
-                            for name, value in state.items()):
-        raise UserError(f'{path}: has no network weights (found: '
-                        f'{", ".join(map(str, content))[:200] or "no mapping"}); expected a state '
-                        'dict, as the whole content or under `model`')
-    return {name[7:] if name.startswith('module.') else name: tensor
-            for name, tensor in state.items()}, role
+    if role == 'teacher' and role not in held and not single:
+        for place, tensors in mappings.items():
+            for name in tensors:
+                if role_of((*place, name)) == 'teacher':
+                    raise UserError(f'{path}: its teacher ({": ".join((*place, name))}, ...) does '
+                                    'not fit the network; leave --weights out for the other one')
+    fitting = [c for c in candidates if c.role == role] or candidates
+    most = max(len(c.tensors) for c in fitting)
+    fitting = [c for c in fitting if len(c.tensors) == most]
+    if len(fitting) > 1:
+        raise UserError(f"{path}: has {len(fitting)} networks of the {role}: "
+                        f"{', '.join(c.label for c in fitting)}; save the one that you want alone, "
+                        "such as torch.save({'model': state_dict}, FILE)")
+    return with_other_tensors(fitting[0], candidates, mappings, names, path), role
+
+
+def with_other_tensors(chosen, candidates, mappings, names, path):
+    """The tensors of a candidate, and all others in its mapping that are of no candidate.
+
+    Raises:
+        UserError: some names have the prefix and others have not.
+    """
+    state, prefix = {}, chosen.prefix
+    others = tuple(c.prefix for c in candidates if c.place == chosen.place and c is not chosen)
+    inner = tuple(other for other in others if other.startswith(prefix))
+    for name, tensor in mappings[chosen.place].items():
+        if name.startswith(prefix) and not name.startswith(inner):
+            state[name[len(prefix):]] = tensor
+        elif name in names and '' not in others:
+            raise UserError(f"{path}: {chosen.label}: most names have the prefix '{prefix}', but "
+                            f'not {name}; save the network with one prefix for all')
+        elif not name.startswith(others) and name != 'n_averaged':  # the counter of AveragedModel
+            state[name] = tensor
+    return state
+
+
+def no_weights(content, mappings, names):
+    """'(found: ...); expected ...', for a file without tensors of the network."""
+    tensors = [': '.join((*place, name)) for place, found in mappings.items() for name in found]
+    found = tensors[:3] or (list(content)[:20] if isinstance(content, dict) else ())
+    return (f'(found: {", ".join(map(str, found))[:200] or "nothing"}); expected the names of '
+            f'the network, such as {min(names)}, at any place, with or without a prefix')
 
 
 def load_weights(model, state, path, new_classifier=False):
@@ -148,8 +259,9 @@ def load_weights(model, state, path, new_classifier=False):
                 ((missing, 'missing'), (extra, 'unknown'), (misshapen, 'of another shape'))
                 if names]
     if problems:
+        alone = ', or save the network without the unknown tensors' if extra else ''
         raise UserError(f'{path}: weights of another architecture: {"; ".join(problems)}; build '
                         'the network as in the config of the checkpoint (backbone, stem, '
-                        'decoder_channels, base_channels, nclass)')
+                        f'decoder_channels, base_channels, nclass){alone}')
     model.load_state_dict(state, strict=False)
     return left

@@ -3,9 +3,16 @@ import argparse
 from fractions import Fraction
 
 
+def number(text, kind):
+    """kind(text), such as int('40'). Python reads `1_8` as 18, which may be meant as 1/8."""
+    if '_' in text:
+        raise ValueError(text)
+    return kind(text)
+
+
 def whole_number(text):
     """A whole number, at least 0."""
-    value = int(text)
+    value = number(text, int)
     if value < 0:
         raise argparse.ArgumentTypeError(f'{text} must be at least 0')
     return value
@@ -21,7 +28,7 @@ def positive_number(text):
 def positive_amount(text):
     """A finite number above 0, such as 6 or 0.5."""
     try:
-        value = float(text)
+        value = number(text, float)
     except ValueError:
         value = 0.0
     if not 0 < value < float('inf'):
@@ -32,7 +39,7 @@ def positive_amount(text):
 def count_or_fraction(text):
     """'40' -> 40, a number of samples; '1/8' or '0.2' -> a Fraction above 0 and at most 1."""
     try:
-        value = Fraction(text) if '/' in text or '.' in text else int(text)
+        value = number(text, Fraction if '/' in text or '.' in text else int)
     except (ValueError, ZeroDivisionError):
         value = 0
     if value <= 0 or (isinstance(value, Fraction) and value > 1):

@@ -2,21 +2,21 @@
 import functools
 import hashlib
 import os
-from typing import List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
 from dssn.data.files import (
     FileProblem,
-    check_size,
     check_values,
     class_indices,
-    exif_orientation,
-    image_size,
-    open_image,
+    fit_mask,
+    image_header,
+    open_image_and_header,
     open_raw_mask,
 )
 from dssn.data.parallel import in_processes
+from dssn.data.stored import used_colours
 from dssn.labels import IGNORE
 
 SAMPLES_PER_PROCESS = 32  # with fewer samples, starting another process would not save time
@@ -28,6 +28,8 @@ class Inspected(NamedTuple):
     digest: Optional[bytes]       # of the image's pixels; None if it cannot be read
     counts: Optional[np.ndarray]  # pixels of the mask by value, (256,) int64, ignored ones as 255;
     #                               None if there is no mask, or it cannot be read
+    bands: Optional[str]          # of the image, see `Header`; None if it cannot be read
+    colours: Dict[int, Tuple[int, int, int]]  # of the mask's palette, see `used_colours`
 
 
 def inspect_sample(data_root, nclass, ignore_index, sample, masks):
@@ -36,45 +38,43 @@ def inspect_sample(data_root, nclass, ignore_index, sample, masks):
     Returns:
         `Inspected`, with all problems of the files.
     """
-    problems, digest, size, counts = [], None, None, None
-    image = collect_problem(problems, open_image, data_root, sample)
-    if image is not None:
-        size = image.size
+    problems, digest, header, counts, colours = [], None, None, None, {}
+    opened = collect_problem(problems, open_image_and_header, data_root, sample)
+    if opened is not None:
+        image, header = opened
         # A hash of pixels, not of bytes, finds copies with other metadata or compression, too.
-        digest = hashlib.blake2b(image.tobytes(), digest_size=16, salt=b'%dx%d' % size).digest()
-        turn = exif_orientation(os.path.join(data_root, sample.image))
-        if turn != 1:
-            problems.append(orientation_problem(data_root, sample, turn, masks))
+        digest = hashlib.blake2b(image.tobytes(), digest_size=16,
+                                 salt=b'%dx%d' % image.size).digest()
     if masks:
-        counts = inspect_mask(data_root, nclass, ignore_index, sample, size, problems)
-    return Inspected(problems, digest, counts)
+        counts, colours = inspect_mask(data_root, nclass, ignore_index, sample, header, problems)
+    return Inspected(problems, digest, counts, header and header.bands, colours)
 
 
 def inspect_quickly(data_root, nclass, ignore_index, sample):
     """The fast part of `inspect_sample`: decode the mask, but read only the image's header."""
     problems = []
-    size = collect_problem(problems, image_size, data_root, sample)
-    counts = inspect_mask(data_root, nclass, ignore_index, sample, size, problems)
-    return Inspected(problems, None, counts)
+    header = collect_problem(problems, image_header, data_root, sample)
+    counts, colours = inspect_mask(data_root, nclass, ignore_index, sample, header, problems)
+    return Inspected(problems, None, counts, header and header.bands, colours)
 
 
-def inspect_mask(data_root, nclass, ignore_index, sample, size, problems):
+def inspect_mask(data_root, nclass, ignore_index, sample, header, problems):
     """Append the problems of a mask to `problems`.
 
     Args:
-        size: (width, height) of the image, or None if it is not known.
+        header: `Header` of the image, or None if it is not known.
 
     Returns:
-        The mask's pixels by value, (256,) int64, or None if it cannot be read.
+        (the mask's pixels by value, (256,) int64, or None if it cannot be read; its
+        `used_colours`).
     """
     mask = collect_problem(problems, open_raw_mask, data_root, sample)
     if mask is None:
-        return None
-    if size is not None:
-        collect_problem(problems, check_size, data_root, sample, mask, size)
+        return None, {}
+    if header is not None:
+        collect_problem(problems, fit_mask, data_root, sample, mask, header.size, header.turn)
     index = class_indices(mask, ignore_index)
-    collect_problem(problems, check_values, data_root, sample, index, nclass, ignore_index,
-                    mask.format)
+    collect_problem(problems, check_values, data_root, sample, index, nclass, ignore_index)
     counts = np.bincount(index.ravel(), minlength=256)
     values = set(np.flatnonzero(counts).tolist())
     mask_path = os.path.join(data_root, sample.mask)
@@ -86,7 +86,7 @@ def inspect_mask(data_root, nclass, ignore_index, sample, size, problems):
         problems.append(FileProblem(
             f'{sample.place}: mask {mask_path} holds only 0 and ignored pixels (255); if 255 means '
             'class 1 here, divide the mask by 255', 'mask_0_and_255', sample.mask))
-    return counts
+    return counts, used_colours(mask)
 
 
 def collect_problem(problems, function, *args):
@@ -96,18 +96,6 @@ def collect_problem(problems, function, *args):
     except FileProblem as problem:
         problems.append(problem)
         return None
-
-
-def orientation_problem(data_root, sample, turn, masks):
-    """The FileProblem that an image has the EXIF orientation `turn`. `masks`: it has a mask."""
-    path = os.path.join(data_root, sample.image)
-    remedy = 'turn the pixels (ImageOps.exif_transpose(image), then save)'
-    advice = (f'; if its mask was made for the turned image, the two do not match: {remedy}, '
-              'otherwise remove the tag' if masks else
-              f': {remedy} if the image should be upright')
-    return FileProblem(f'{sample.place}: image {path} has EXIF orientation {turn}, which viewers '
-                       f'follow, but training reads the stored pixels{advice}', 'exif_turned',
-                       sample.image)
 
 
 def inspect_all(data_root, nclass, ignore_index, tasks, workers):

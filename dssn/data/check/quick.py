@@ -7,15 +7,21 @@ from dssn.data.check.findings import (
     ERROR,
     KINDS,
     PixelTotals,
+    absent_class_problems,
+    bands_problems,
     path_problems,
     problem_at,
     unusable_mask_problems,
 )
-from dssn.data.check.inspection import inspect_quickly
+from dssn.data.check.inspection import collect_problem, inspect_quickly
+from dssn.data.classes import names_of_classes
+from dssn.data.files import TIFF_ENDINGS, image_header
 from dssn.data.lists import check_files
+from dssn.data.palettes import PaletteRecord
 from dssn.errors import UserError
 
 MASKS_PER_LIST = 32  # masks of each list that are opened before training
+TIFFS_PER_LIST = 32  # TIFF images of each list whose headers are read for a warning
 
 
 def quick_check(cfg, labeled, unlabeled, val, select_on=None, with_masks=False):
@@ -40,6 +46,8 @@ def quick_check(cfg, labeled, unlabeled, val, select_on=None, with_masks=False):
         problems = path_problems(lists)
         for role in ('labeled', 'val', 'select_on') + ('unlabeled',) * with_masks:
             problems += some_mask_problems(cfg, role, lists[role])
+        for role, samples in lists.items():
+            problems += some_bands_problems(cfg.data_root, role, cfg.list_paths.get(role), samples)
         return warnings_or_error(problems)
     except UserError as error:
         end = '' if str(error).endswith('?') else '.'
@@ -48,19 +56,51 @@ def quick_check(cfg, labeled, unlabeled, val, select_on=None, with_masks=False):
 
 
 def some_mask_problems(cfg, role, samples):
-    """The problems of up to MASKS_PER_LIST masks of a list, sampled by the config's seed."""
-    rng = np.random.default_rng(cfg.seed)
-    indices = np.sort(rng.permutation(len(samples))[:MASKS_PER_LIST])
-    problems, totals = [], PixelTotals()
+    """The problems of up to MASKS_PER_LIST masks of a list, sampled by the config's seed.
+
+    More masks of the labeled list are read until two classes have been seen.
+    """
+    order = np.random.default_rng(cfg.seed).permutation(len(samples))
+    problems, totals, palettes = [], PixelTotals(), PaletteRecord(cfg.palette)
 
     def inspect(index):
         return inspect_quickly(cfg.data_root, cfg.nclass, cfg.ignore_index, samples[index])
-    with ThreadPoolExecutor(4) as pool:  # Pillow decodes several files in parallel
+
+    def look(indices):
         for index, inspected in zip(indices, pool.map(inspect, indices)):
-            problems += sample_problems(role, samples[index], inspected)
+            problems.extend(sample_problems(cfg.data_root, role, samples[index], inspected,
+                                            palettes))
             if inspected.counts is not None:
                 totals.add(inspected.counts)
-    return problems + unusable_mask_problems(role, cfg.list_paths.get(role), totals)
+    with ThreadPoolExecutor(4) as pool:  # Pillow decodes several files in parallel
+        look(np.sort(order[:MASKS_PER_LIST]))
+        for index in order[MASKS_PER_LIST:]:
+            if role != 'labeled' or len(totals.classes) > 1 or has_error(problems):
+                break
+            look([index])
+    path = cfg.list_paths.get(role)
+    problems += unusable_mask_problems(role, path, totals)
+    if role == 'labeled' and totals.masks == len(samples):
+        problems += absent_class_problems(role, path, totals, names_of_classes(cfg))
+    return problems
+
+
+def has_error(problems):
+    return any(problem.severity == ERROR for problem in problems)
+
+
+def some_bands_problems(data_root, role, path, samples):
+    """The `bands_problems` of the first TIFF images of a list.
+
+    A file that cannot be read is left out. It is an error when it is opened for its pixels.
+    """
+    tiffs = [sample for sample in samples if sample.image.lower().endswith(TIFF_ENDINGS)]
+    found = []
+    for sample in tiffs[:TIFFS_PER_LIST]:
+        header = collect_problem([], image_header, data_root, sample)
+        if header and header.bands:
+            found.append((sample.image, header.bands))
+    return bands_problems(role, path, found)
 
 
 def warnings_or_error(problems):
@@ -76,7 +116,13 @@ def warnings_or_error(problems):
     return lines
 
 
-def sample_problems(role, sample, inspected):
-    """The problems of an inspected sample, as a list of `Problem`."""
+def sample_problems(data_root, role, sample, inspected, palettes):
+    """The problems of an inspected sample, as a list of `Problem`.
+
+    Args:
+        palettes: `PaletteRecord` of the samples so far, to which this one is added.
+    """
+    problems = list(inspected.problems)
+    collect_problem(problems, palettes.check, data_root, sample, inspected.colours)
     return [problem_at(sample, problem.kind, str(problem), role, problem.file, problem.values)
-            for problem in inspected.problems]
+            for problem in problems]

@@ -14,6 +14,7 @@ from dssn.data.check.findings import (
     PixelTotals,
     Problem,
     absent_class_problems,
+    bands_problems,
     path_problems,
     problem_at,
     unusable_mask_problems,
@@ -23,6 +24,7 @@ from dssn.data.check.quick import sample_problems
 from dssn.data.classes import names_of_classes
 from dssn.data.identity import Identity, identify
 from dssn.data.lists import Sample, check_root, parse_line, read_lines
+from dssn.data.palettes import PaletteRecord
 from dssn.errors import UserError
 from dssn.keys import Config
 from dssn.tools.arguments import positive_number, whole_number
@@ -130,19 +132,25 @@ def read_checked_list(role, path, problems, allow_outside=False):
 def inspect_lists(report, workers):
     """Inspect all files of a report's lists, and add their problems and totals to the report."""
     cfg, problems, duplicates = report.cfg, report.problems, DuplicateFinder()
+    palettes = PaletteRecord(cfg.palette)
     lists = {role: checked_list.samples for role, checked_list in report.lists.items()}
     problems += path_problems(lists)
     tasks = [(role, sample) for role, samples in lists.items() for sample in samples]
     report.totals.update({role: PixelTotals() for role in lists if role != 'unlabeled'})
     results = inspect_all(cfg.data_root, cfg.nclass, cfg.ignore_index,
                           [(sample, role != 'unlabeled') for role, sample in tasks], workers)
+    bands = {role: [] for role in lists}
     bar = tqdm(zip(tasks, results), total=len(tasks), desc='check', unit='sample', disable=None)
     for (role, sample), inspected in bar:
-        problems += sample_problems(role, sample, inspected)
+        problems += sample_problems(cfg.data_root, role, sample, inspected, palettes)
         if inspected.digest:
             problems += duplicates.add(role, sample, inspected.digest)
         if inspected.counts is not None:
             report.totals[role].add(inspected.counts)
+        if inspected.bands:
+            bands[role].append((sample.image, inspected.bands))
+    for role, read in bands.items():
+        problems += bands_problems(role, report.lists[role].path, read)
     names = names_of_classes(cfg)
     for role, totals in report.totals.items():
         path = report.lists[role].path

@@ -12,6 +12,8 @@ from tqdm import tqdm
 from dssn.data.files import open_raw_mask
 from dssn.data.folders import pair_files
 from dssn.data.lists import check_files, read_list, write_list
+from dssn.data.palettes import PaletteRecord
+from dssn.data.stored import used_colours
 from dssn.errors import UserError
 from dssn.labels import IGNORE
 from dssn.tools.arguments import count_or_fraction, whole_number
@@ -75,6 +77,9 @@ def add_arguments(parser):
     parser.add_argument('--ignore-index', type=whole_number, default=IGNORE, metavar='VALUE',
                         help='mask value that is not a class, for --stratified (default: '
                              '%(default)s)')
+    parser.add_argument('--palette', choices=('check', 'ignore'), default='check',
+                        help='ignore: the masks may have different palettes, for --stratified '
+                             '(default: %(default)s)')
     parser.add_argument('--allow-outside', action='store_true',
                         help='accept lists that name files outside data_root, by `..` or absolute '
                              'paths')
@@ -108,7 +113,8 @@ def run(args):
             raise UserError(f'--val {args.val}: all {len(everything)} images are held out, or in a '
                             'group with a held-out image; hold out fewer'
                             + ', or write a --group of smaller groups' * bool(args.group))
-    classes = read_classes(samples, root, args.ignore_index) if args.stratified else {}
+    classes = read_classes(samples, root, args.ignore_index, args.palette) \
+        if args.stratified else {}
     val = 0 if args.val is None or val_is_list else count_or_fraction(args.val)
     groups = [group_of(sample, args.group) for sample in samples]
     labeled, unlabeled, val = choose(samples, args.labeled, val, args.seed, classes, groups)
@@ -200,11 +206,18 @@ def hold_out_list(samples, path, rule=None, allow_outside=False):
     return [sample for sample in samples if group_of(sample, rule) not in groups], held_out
 
 
-def read_classes(samples, data_root, ignore_index=IGNORE):
-    """{index: set of mask values} of the samples with masks, without the ignored values."""
-    ignored = {ignore_index, IGNORE}
-    return {i: set(np.unique(np.asarray(open_raw_mask(data_root, sample))).tolist()) - ignored
-            for i, sample in enumerate(tqdm(samples, 'masks', disable=None)) if sample.mask}
+def read_classes(samples, data_root, ignore_index=IGNORE, palette='check'):
+    """{index: set of mask values} of the samples with masks, without the ignored values.
+
+    `palette` is like the config key. Raises FileProblems.
+    """
+    classes, palettes = {}, PaletteRecord(palette)
+    for i, sample in enumerate(tqdm(samples, 'masks', disable=None)):
+        if sample.mask:
+            mask = open_raw_mask(data_root, sample)
+            palettes.check(data_root, sample, used_colours(mask))
+            classes[i] = set(np.unique(np.asarray(mask)).tolist()) - {ignore_index, IGNORE}
+    return classes
 
 
 def choose(samples, labeled, val, seed, classes, groups=None):

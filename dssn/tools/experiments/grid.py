@@ -34,7 +34,7 @@ from dssn import config, methods
 from dssn.data.lists import read_list
 from dssn.errors import UserError
 from dssn.tools.experiments import oracles  # noqa: F401, registers its methods
-from dssn.yaml_text import read_mapping
+from dssn.yaml_text import parse, read_mapping
 
 KEYS = ('about', 'config', 'exp', 'splits', 'seeds', 'processes', 'after', 'settings', 'variants',
         'reference', 'findings', 'published')
@@ -374,7 +374,7 @@ def resolve_config(experiment, place, method, split, own):
 def assignment_text(value):
     """A value as text that `--set key=value` reads back."""
     return value if isinstance(value, str) and re.fullmatch(r'[A-Za-z_/][\w./-]*', value) and \
-        value not in ('true', 'false', 'null', 'yes', 'no', 'on', 'off') else json.dumps(value)
+        parse(value) == value else json.dumps(value, ensure_ascii=False)
 
 
 # The command line.

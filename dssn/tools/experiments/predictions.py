@@ -50,9 +50,9 @@ def render_predictions(path, runs, count):
 def predict_images(planned, images):
     """Class indices (H, W) uint8 of images (3, H, W) uint8, by the student of the last epoch."""
     path = os.path.join(planned.folder, 'latest.pth')
-    state, _ = choose_weights(read_torch_file(path), path, 'student')
     cfg = planned.cfg
     model = build_model(cfg)
+    state, _ = choose_weights(read_torch_file(path), path, model.state_dict(), 'student')
     load_weights(model, state, path)
     model.eval()
     predict_indices = predictor(cfg.protocol, cfg.crop_size)

@@ -1,4 +1,5 @@
 """Reads a file of weights: its backbone, its stem, and which tensors are missing."""
+import functools
 import hashlib
 import os
 import re
@@ -8,7 +9,7 @@ import torch
 
 from dssn.errors import UserError
 from dssn.models import BACKBONES, pretrained
-from dssn.models.weights import read_torch_file
+from dssn.models.weights import choose_weights, read_torch_file
 
 WIDEST = 128  # base channels that a file may ask for; memory grows with their square
 
@@ -36,7 +37,7 @@ def read_weights_file(path):
         raise UserError(f'{path}: no such file')
     verify_sha256(path, os.path.basename(path))
     content = read_torch_file(path)
-    tensors = pretrained.named_tensors(content, path)
+    tensors, _ = choose_weights(content, path, known_names())
     backbone, stem, width = recognise(tensors, path)
     own = build_backbone(backbone, stem, width).state_dict()
     fitting = {name: tensors[name] for name in own
@@ -72,6 +73,15 @@ def unfilled_tensors(tensors, own):
 def is_batch_count(name):
     """Whether a tensor is BN's num_batches_tracked, which has no effect and may be missing."""
     return name.endswith('num_batches_tracked')
+
+
+@functools.lru_cache(maxsize=1)
+def known_names():
+    """The names of the tensors of all backbones, a set."""
+    kinds = [(backbone, 'deep') for backbone in BACKBONES]
+    kinds += [(backbone, 'plain') for backbone in BACKBONES if backbone != 'xception']
+    return {name for backbone, stem in kinds
+            for name in build_backbone(backbone, stem, 2).state_dict()}
 
 
 def recognise(tensors, path):

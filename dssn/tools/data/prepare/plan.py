@@ -12,7 +12,7 @@ from tqdm import tqdm
 from dssn.data.lists import Sample, write_list
 from dssn.data.parallel import in_processes
 from dssn.errors import UserError
-from dssn.tools.data.prepare.originals import image_size
+from dssn.tools.data.prepare.originals import image_sizes
 
 LINKS = ('hard', 'symbolic', 'copy')
 PART = '.part'  # ending of the name of a file that is not complete
@@ -154,10 +154,11 @@ def prepare_pair(pair, out, link, convert_mask):
     image = os.path.join(out, pair.image_name)
     if pair.mask is not None and not mask_is_done(pair.mask, os.path.join(out, pair.mask_name)):
         index = convert_mask(pair)
-        size = image_size(pair.image)
-        if index.shape != size[::-1]:
+        sizes = image_sizes(pair.image)
+        if index.shape[::-1] not in sizes:
+            width, height = sizes[0]
             raise UserError(f'{pair.mask}: the mask for {pair.image_name} is {index.shape[1]}x'
-                            f'{index.shape[0]} but the image is {size[0]}x{size[1]}; they are not '
+                            f'{index.shape[0]} but the image is {width}x{height}; they are not '
                             'from the same release: unpack both again')
         write_mask(os.path.join(out, pair.mask_name), index, pair.mask)
         made.append('mask')
