@@ -475,7 +475,9 @@ def test_a_checkpoint_of_ours_is_recognised(tiny_world, capsys):
 @pytest.mark.parametrize('content, words', [
     (lambda: {'state_dict': 4}, 'has no network weights (found: state_dict)'),
     (lambda: {'encoder.weight': torch.zeros(2)}, 'has no network weights (found: encoder.weight)'),
-    (lambda: {'layer1.0.conv1.weight': torch.zeros(2)}, 'no backbone here'),
+    (lambda: {'layer1.0.conv1.weight': torch.zeros(2)}, 'has no network weights'),
+    (lambda: {**backbone_state(), **{f'encoder.{i}': torch.zeros(1) for i in range(9000)}},
+     'no backbone here'),
     (lambda: {}, 'has no network weights (found: nothing)'),
     (lambda: narrow(backbone_state(width=64)), '32/32/64'),
     (lambda: dict(backbone_state('resnet18', width=64), **{

@@ -130,7 +130,8 @@ def mappings_in(content, path):
 def candidates_in(mappings, names):
     """The `Candidate`s among tensors from `mappings_in`, for a network with these names.
 
-    Few names may fit by chance. A candidate has at least half as many as the best one.
+    Few names may fit by chance. A candidate has at least one in 20, and at least half as many as
+    the best one.
     """
     found = {}
     for place, tensors in mappings.items():
@@ -142,8 +143,8 @@ def candidates_in(mappings, names):
                     prefix = name[:len(name) - len(own)]
                     found.setdefault((place, prefix), {})[own] = tensor
                     break  # the longest such name
-    most = max(map(len, found.values()), default=0)
-    return [Candidate(*key, tensors) for key, tensors in found.items() if 2 * len(tensors) >= most]
+    least = max([len(names) / 20, *(len(tensors) / 2 for tensors in found.values())])
+    return [Candidate(*key, tensors) for key, tensors in found.items() if len(tensors) >= least]
 
 
 def roles_held(content, path, names):
