@@ -2,12 +2,19 @@
 import contextlib
 import functools
 import os
+import re
 import warnings
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from dssn.data.causes import cause_of_colours, cause_of_depth, cause_of_values
+from dssn.data.causes import (
+    cause_of_array_file,
+    cause_of_colours,
+    cause_of_depth,
+    cause_of_values,
+    rewrite,
+)
 from dssn.errors import UserError
 from dssn.labels import IGNORE
 
@@ -19,6 +26,8 @@ warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 # Ghostscript would run the program in an EPS file.
 REFUSED_FORMATS = ('BUFR', 'EPS', 'GRIB', 'HDF5', 'MPEG', 'WMF')
 ORIENTATION = 0x0112  # EXIF tag: how viewers turn a photograph; 1 means "not at all"
+TURN_PIXELS = ('turn the stored pixels: '
+               '`ImageOps.exif_transpose(Image.open(path)).save(new_path, quality=95)`')
 
 
 class FileProblem(UserError):
@@ -54,8 +63,9 @@ def image_size(data_root, sample):
 def _checked_depth(image, sample, data_root):
     if image.mode[0] in 'IF':
         raise FileProblem(f'{sample.place}: image {os.path.join(data_root, sample.image)} has more '
-                          f'than 8 bits per channel (mode {image.mode}); convert it to 8-bit gray '
-                          'or RGB', 'image_depth', sample.image)
+                          f'than 8 bits per channel (mode {image.mode}). Which value is white? '
+                          'Convert the image to 8 bits with it, here with 65535: '
+                          + rewrite('values / 65535 * 255 + 0.5'), 'image_depth', sample.image)
     return image
 
 
@@ -96,7 +106,7 @@ def open_raw_mask(data_root, sample):
     if mask.mode in ('L', 'P'):
         return mask
     wrong_depth = mask.mode[0] in 'IF1'
-    cause = (cause_of_depth if wrong_depth else cause_of_colours)(mask, sample.mask)
+    cause = cause_of_depth(mask, sample.mask) if wrong_depth else cause_of_colours(mask)
     path = os.path.join(data_root, sample.mask)
     raise FileProblem(f'{sample.place}: mask {path} is a {mask.mode} image; a mask is an 8-bit PNG '
                       f'of class indices, single channel or palette: {cause}',
@@ -114,14 +124,15 @@ def check_size(data_root, sample, mask, size):
     """Raise a FileProblem if the size of a mask is not (width, height) `size` of its image."""
     if mask.size == tuple(size):
         return
-    advice = 'they must be of one size'
+    advice = 'they must be of one size: was one of them cropped, or is the line wrong?'
     if mask.size == tuple(size)[::-1]:
         turn = exif_orientation(os.path.join(data_root, sample.image))
-        advice += '; width and height are swapped: is one of them turned?' if turn < 5 else (
-            f': the mask fits the image as viewers turn it (EXIF orientation {turn}), but training '
-            'reads the stored pixels; turn these: ImageOps.exif_transpose(image), then save it')
+        advice = 'width and height are swapped: is one of them turned?' if turn < 5 else (
+            f'the mask fits the image as viewers turn it (EXIF orientation {turn}), but training '
+            f'reads the stored pixels; {TURN_PIXELS}')
     elif abs(mask.width * size[1] - mask.height * size[0]) < max(size):
-        advice += ': resize the mask with Image.NEAREST, because other filters make new values'
+        advice = ('resize the mask without new values: '
+                  f'`Image.open(path).resize({tuple(size)}, Image.NEAREST).save(png)`')
     path = os.path.join(data_root, sample.mask)
     raise FileProblem(f'{sample.place}: mask {path} is {mask.width}x{mask.height} but its image '
                       f'{sample.image} is {size[0]}x{size[1]}; {advice}', 'size_mismatch',
@@ -146,7 +157,7 @@ def check_values(data_root, sample, index, nclass, ignore_index=IGNORE, file_for
         f'{sample.place}: mask {os.path.join(data_root, sample.mask)} holds value {wrong[0]} on '
         f'{pixels[wrong[0]]} pixels{more}; with nclass = {nclass} a value is 0..{nclass - 1}, or '
         f'{ignored} for ignore. Pixels by value: {histogram_text(pixels)}. Likely cause: '
-        f'{cause_of_values(pixels, nclass, sample.mask, file_format)}',
+        f'{cause_of_values(pixels, nclass, sample.mask, file_format, ignore_index)}',
         'wrong_values', sample.mask, pixels)
 
 
@@ -168,7 +179,7 @@ def open_untrusted(path):
     limit = Image.MAX_IMAGE_PIXELS = max_pixels()
     with Image.open(path, formats=decoded_formats()) as image:
         if image.width * image.height > limit:
-            raise Image.DecompressionBombError
+            raise Image.DecompressionBombError(f'{image.width * image.height} pixels')
         yield image
 
 
@@ -206,12 +217,14 @@ def _open(data_root, name, sample, decode=True):
         raise missing_file_problem(data_root, name, sample) from None
     except UnidentifiedImageError:
         raise FileProblem(f'{sample.place}: {path} is not an image that Pillow knows: '
-                          f'{_format_advice(path)}', 'unreadable', name) from None
-    except Image.DecompressionBombError:
+                          f'{_format_advice(path, name == sample.mask)}', 'unreadable',
+                          name) from None
+    except Image.DecompressionBombError as error:
+        pixels = re.search(r'\d+', str(error)).group()  # the first number of Pillow's message
         raise FileProblem(f'{sample.place}: {path} has more than {max_pixels()} pixels. The limit '
                           'protects the memory from files that unpack to huge images; cut the '
                           'image into smaller ones, or, if you trust it, set a higher limit in the '
-                          f'environment: {MAX_PIXELS_VARIABLE}=1000000000', 'too_large',
+                          f'environment: `{MAX_PIXELS_VARIABLE}={pixels}`', 'too_large',
                           name) from None
     except Exception as error:  # a damaged file makes Pillow raise almost any error
         kind = 'truncated' if 'truncated' in str(error).lower() else 'unreadable'
@@ -219,18 +232,23 @@ def _open(data_root, name, sample, decode=True):
                           f'{error}; copy or download it again', kind, name) from None
 
 
-def _format_advice(path):
+def _format_advice(path, is_mask):
     """What a file probably is that is not an image, and what to do."""
     with open(path, 'rb') as file:
         head = file.read(64)
     if not head:
         return 'the file is empty; copy or download it again'
     if head.startswith((b'%!PS', b'\xc5\xd0\xd3\xc6')):
-        return 'it is a PostScript program, and programs are not run; convert it to PNG'
+        return 'it is a PostScript program, and programs are not run; export it as PNG'
     if head.startswith(b'version https://git-lfs'):
         return 'it is a pointer to a file in Git LFS; run `git lfs pull`'
     if head.lstrip().startswith(b'<'):
         return 'it begins like a web page; download it again'
+    if is_mask:
+        return cause_of_array_file(path) or 'export it as PNG, which keeps class indices'
+    if head.startswith(b'\x93NUMPY'):
+        return ('it is a NumPy array; if it is uint8 (height, width, 3), name a PNG on the line: '
+                '`Image.fromarray(np.load(path)).save(png)`')
     return 'convert it to JPEG or PNG'
 
 

@@ -6,7 +6,9 @@ from typing import List, NamedTuple, Optional
 
 import numpy as np
 
+from dssn.data.causes import cause_of_0_and_255
 from dssn.data.files import (
+    TURN_PIXELS,
     FileProblem,
     check_size,
     check_values,
@@ -84,8 +86,8 @@ def inspect_mask(data_root, nclass, ignore_index, sample, size, problems):
             'mask_ignored', sample.mask))
     elif values == {0, IGNORE}:
         problems.append(FileProblem(
-            f'{sample.place}: mask {mask_path} holds only 0 and ignored pixels (255); if 255 means '
-            'class 1 here, divide the mask by 255', 'mask_0_and_255', sample.mask))
+            f'{sample.place}: mask {mask_path} holds only 0 and ignored pixels ({ignore_index}); '
+            f'{cause_of_0_and_255(ignore_index)}', 'mask_0_and_255', sample.mask))
     return counts
 
 
@@ -101,10 +103,9 @@ def collect_problem(problems, function, *args):
 def orientation_problem(data_root, sample, turn, masks):
     """The FileProblem that an image has the EXIF orientation `turn`. `masks`: it has a mask."""
     path = os.path.join(data_root, sample.image)
-    remedy = 'turn the pixels (ImageOps.exif_transpose(image), then save)'
-    advice = (f'; if its mask was made for the turned image, the two do not match: {remedy}, '
+    advice = (f'; if its mask was made for the turned image, the two do not match: {TURN_PIXELS}, '
               'otherwise remove the tag' if masks else
-              f': {remedy} if the image should be upright')
+              f'; if the image should be upright: {TURN_PIXELS}')
     return FileProblem(f'{sample.place}: image {path} has EXIF orientation {turn}, which viewers '
                        f'follow, but training reads the stored pixels{advice}', 'exif_turned',
                        sample.image)

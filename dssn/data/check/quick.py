@@ -60,7 +60,8 @@ def some_mask_problems(cfg, role, samples):
             problems += sample_problems(role, samples[index], inspected)
             if inspected.counts is not None:
                 totals.add(inspected.counts)
-    return problems + unusable_mask_problems(role, cfg.list_paths.get(role), totals)
+    return problems + unusable_mask_problems(role, cfg.list_paths.get(role), totals,
+                                             cfg.ignore_index)
 
 
 def warnings_or_error(problems):

@@ -60,7 +60,9 @@ def wrong_values(report, role):
     pixels = sum(map(Counter, found), Counter())
     wrong = {value: pixels[value] for value in sorted(pixels)
              if report.cfg.nclass <= value < IGNORE}
-    return len(found), wrong, cause_of_values(pixels, report.cfg.nclass) if found else None
+    cfg = report.cfg
+    cause = cause_of_values(pixels, cfg.nclass, ignore_index=cfg.ignore_index) if found else None
+    return len(found), wrong, cause
 
 
 def classes_text(report):
