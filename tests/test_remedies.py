@@ -9,14 +9,14 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image
 
 import dssn.data.classes
 from dssn.__main__ import main
 from dssn.data.check.findings import PixelTotals, unusable_mask_problems
 from dssn.data.check.inspection import inspect_sample
 from dssn.data.classes import PALETTES, voc_colour
-from dssn.data.files import exif_orientation, open_image, open_mask
+from dssn.data.files import open_image, open_mask
 from dssn.data.lists import Sample, check_files, parse_line
 from dssn.errors import UserError
 from tests.test_prepare import LABELS, TRAIN_ID_OF_NAME, make_cityscapes, make_coco
@@ -78,7 +78,7 @@ class Clinic:
             if setting:
                 self.config[setting.group(1)] = int(setting.group(2))
             else:
-                exec(part, {'np': np, 'Image': Image, 'ImageOps': ImageOps, 'dssn': dssn,
+                exec(part, {'np': np, 'Image': Image, 'dssn': dssn,
                             'path': self.path, 'png': self.png})
                 shutil.move(self.png, self.path)
 
@@ -318,21 +318,6 @@ def message_of_image(folder, name='image.png'):
     return str(caught.value)
 
 
-@pytest.mark.parametrize('bad, white', [(lambda gray: gray.astype('uint16') * 257, '65535'),
-                                        (lambda gray: gray.astype('uint16') * 16, '4080'),
-                                        (lambda gray: (gray / 255).astype('float32'), '1')])
-def test_an_image_of_more_than_8_bits(tmp_path, bad, white):
-    gray = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    path, png = str(tmp_path / 'deep.tif'), str(tmp_path / 'image.png')
-    Image.fromarray(bad(gray).astype(bad(gray).dtype)).save(path)
-    message = message_of_image(tmp_path, 'deep.tif')
-    assert 'Which value is white?' in message
-    (remedy, _), = remedies_in(message)
-    exec(remedy.replace('65535', white), {'np': np, 'Image': Image, 'path': path, 'png': png})
-    opened = open_image(str(tmp_path), Sample('image.png', None, ''))
-    np.testing.assert_array_equal(np.asarray(opened)[..., 1], gray)
-
-
 def test_an_image_that_is_an_array(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
     path, png = str(tmp_path / 'a.npy'), str(tmp_path / 'image.png')
@@ -349,25 +334,6 @@ def test_a_large_image_is_read_with_the_limit_that_is_named(tmp_path, monkeypatc
     (remedy, _), = remedies_in(message_of_image(tmp_path))
     monkeypatch.setenv(*remedy.split('='))
     assert open_image(str(tmp_path), Sample('image.png', None, '')).size == (30, 20)
-
-
-@pytest.mark.parametrize('kind', ['PNG', 'JPEG'])
-def test_an_image_that_viewers_turn(tmp_path, kind):
-    upright = np.zeros((16, 24, 3), np.uint8)
-    upright[:8], upright[:, 16:, 2] = 200, 200
-    exif = Image.Exif()
-    exif[0x0112] = 6  # viewers turn it by 90 degrees clockwise
-    path = str(tmp_path / 'image.png')
-    Image.fromarray(np.rot90(upright).copy()).save(path, kind, exif=exif.tobytes(), quality=95)
-    Image.fromarray(upright[..., 2] // 200).save(str(tmp_path / 'mask'), 'PNG')
-    sample = Sample('image.png', 'mask', 'list.txt line 1')
-    assert exif_orientation(path) == 6
-    problems = inspect_sample(str(tmp_path), 2, 255, sample, True).problems
-    (remedy, _), = {remedies_in(str(problem))[0] for problem in problems}
-    exec(remedy, {'Image': Image, 'ImageOps': ImageOps, 'path': path, 'new_path': path})
-    assert not inspect_sample(str(tmp_path), 2, 255, sample, True).problems
-    pixels = np.asarray(open_image(str(tmp_path), sample)).astype(int)
-    assert np.abs(pixels - upright).mean() < (1 if kind == 'PNG' else 8)
 
 
 # Lists.

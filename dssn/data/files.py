@@ -13,7 +13,6 @@ from dssn.data.causes import (
     cause_of_colours,
     cause_of_depth,
     cause_of_values,
-    rewrite,
 )
 from dssn.errors import UserError
 from dssn.labels import IGNORE
@@ -26,8 +25,6 @@ warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 # Ghostscript would run the program in an EPS file.
 REFUSED_FORMATS = ('BUFR', 'EPS', 'GRIB', 'HDF5', 'MPEG', 'WMF')
 ORIENTATION = 0x0112  # EXIF tag: how viewers turn a photograph; 1 means "not at all"
-TURN_PIXELS = ('turn the stored pixels: '
-               '`ImageOps.exif_transpose(Image.open(path)).save(new_path, quality=95)`')
 
 
 class FileProblem(UserError):
@@ -63,9 +60,8 @@ def image_size(data_root, sample):
 def _checked_depth(image, sample, data_root):
     if image.mode[0] in 'IF':
         raise FileProblem(f'{sample.place}: image {os.path.join(data_root, sample.image)} has more '
-                          f'than 8 bits per channel (mode {image.mode}). Which value is white? '
-                          'Convert the image to 8 bits with it, here with 65535: '
-                          + rewrite('values / 65535 * 255 + 0.5'), 'image_depth', sample.image)
+                          f'than 8 bits per channel (mode {image.mode}); convert it to 8-bit gray '
+                          'or RGB', 'image_depth', sample.image)
     return image
 
 
@@ -129,7 +125,7 @@ def check_size(data_root, sample, mask, size):
         turn = exif_orientation(os.path.join(data_root, sample.image))
         advice = 'width and height are swapped: is one of them turned?' if turn < 5 else (
             f'the mask fits the image as viewers turn it (EXIF orientation {turn}), but training '
-            f'reads the stored pixels; {TURN_PIXELS}')
+            'reads the stored pixels; turn these: ImageOps.exif_transpose(image), then save it')
     elif abs(mask.width * size[1] - mask.height * size[0]) < max(size):
         advice = ('resize the mask without new values: '
                   f'`Image.open(path).resize({tuple(size)}, Image.NEAREST).save(png)`')

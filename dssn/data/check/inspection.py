@@ -8,7 +8,6 @@ import numpy as np
 
 from dssn.data.causes import cause_of_0_and_255
 from dssn.data.files import (
-    TURN_PIXELS,
     FileProblem,
     check_size,
     check_values,
@@ -103,9 +102,10 @@ def collect_problem(problems, function, *args):
 def orientation_problem(data_root, sample, turn, masks):
     """The FileProblem that an image has the EXIF orientation `turn`. `masks`: it has a mask."""
     path = os.path.join(data_root, sample.image)
-    advice = (f'; if its mask was made for the turned image, the two do not match: {TURN_PIXELS}, '
+    remedy = 'turn the pixels (ImageOps.exif_transpose(image), then save)'
+    advice = (f'; if its mask was made for the turned image, the two do not match: {remedy}, '
               'otherwise remove the tag' if masks else
-              f'; if the image should be upright: {TURN_PIXELS}')
+              f': {remedy} if the image should be upright')
     return FileProblem(f'{sample.place}: image {path} has EXIF orientation {turn}, which viewers '
                        f'follow, but training reads the stored pixels{advice}', 'exif_turned',
                        sample.image)
