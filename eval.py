@@ -132,7 +132,7 @@ def choose_states(args, content):
 
 def evaluate_list(args, cfg, models, predict_indices, samples, world):
     """Evaluate on an id list, and print and write the scores; returns the exit status."""
-    from dssn.inference.evaluation import evaluate, table
+    from dssn.inference.evaluation import evaluate, few_classes_lines, table
     from dssn.inference.pictures import PictureWriter
     from dssn.run.metrics import ABSENT_TEXT
     absent = args.absent or 'skip'
@@ -147,8 +147,8 @@ def evaluate_list(args, cfg, models, predict_indices, samples, world):
         (role, found), = result.items()
         scores = (f'mIoU {found.miou:.2f}, pixel accuracy {found.pixel_accuracy:.2f}; classes in '
                   f'neither ground truth nor prediction: {found.absent}, {ABSENT_TEXT[absent]}')
-        writer.finish(world, f'{cfg.dataset}: {role}, mIoU {found.miou:.2f}', [setting, scores],
-                      found)
+        writer.finish(world, f'{cfg.dataset}: {role}, mIoU {found.miou:.2f}',
+                      [setting, scores, *few_classes_lines(result)], found)
     if world.is_main:
         print(setting)
         print(table(result, names, details=True))

@@ -56,6 +56,9 @@ class Config:
                                    effect='none')
     ignore_index: int = key(255, 'value in masks for pixels without a class; they are ignored, and '
                                  'so are pixels with value 255', low=0, high=255)
+    palette: str = key('check', 'palettes of masks: check that each index has one colour in all '
+                                'masks of a list, or ignore colours, because the indices are right',
+                       choices=('check', 'ignore'), effect='none')
     data_root: str = key('', 'folder that paths in the id lists are relative to', effect='none')
     labeled_id_path: str = key('', 'id list with images and masks', effect='fact')
     unlabeled_id_path: str = key('', 'id list of images without masks', effect='fact')

@@ -150,7 +150,7 @@ def path_with_backslashes(world):
 @damage
 def text_instead_of_an_image(world):
     name = overwrite(world, 'labeled', 1, False, b'not a picture\n')
-    return 'unreadable', 'labeled', 1, name, ['not an image', 'convert it to JPEG or PNG']
+    return 'unreadable', 'labeled', 1, name, ['not an image', 'convert it to PNG']
 
 
 @damage
@@ -250,7 +250,7 @@ def image_and_mask_swapped(world):
     content = lines(world, 'labeled')
     content[1] = ' '.join(reversed(content[1].split()))
     write(world, 'labeled', content)
-    return 'mask_colour', 'labeled', 2, 'images/labeled1.jpg', ['photograph', 'swapped']
+    return 'mask_format', 'labeled', 2, 'images/labeled1.jpg', ['JPEG', 'swapped on the line']
 
 
 @damage
@@ -288,8 +288,8 @@ def mask_multiplied(world):
 
 @damage
 def mask_saved_as_jpeg(world):
-    name = change_mask(world, 'labeled', 1, lambda mask: mask * 9, format='JPEG', quality=30)
-    return 'wrong_values', 'labeled', 1, name, ['other values', 'JPEG', 'as PNG']
+    name = change_mask(world, 'labeled', 1, lambda mask: mask, format='JPEG', quality=30)
+    return 'mask_format', 'labeled', 1, name, ['JPEG', 'class indices', 'as 8-bit PNG']
 
 
 @damage

@@ -256,7 +256,7 @@ def test_no_more_than_a_few_bad_masks_are_named(tiny_world, monkeypatch):
     samples = [Sample(f'i{i}.png', 'm.png', f'list line {i}') for i in range(20)]
     watched, book = watch(tiny_world, samples, watch_truth=True)
 
-    def weak_ground_truth(cfg, samples, index, number, role):
+    def weak_ground_truth(cfg, samples, index, number, role, palettes):
         raise UserError(f'{samples[index].place}: damaged')
     monkeypatch.setattr(diagnostics, 'weak_ground_truth', weak_ground_truth)
     order = random.Random(0)

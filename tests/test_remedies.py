@@ -6,18 +6,21 @@ remedies. Each is run as it stands, and must give the mask that the file was mad
 import os
 import re
 import shutil
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import dssn.data.classes
+import dssn.data.stored
 from dssn.__main__ import main
 from dssn.data.check.findings import PixelTotals, unusable_mask_problems
 from dssn.data.check.inspection import inspect_sample
 from dssn.data.classes import PALETTES, voc_colour
 from dssn.data.files import open_image, open_mask
 from dssn.data.lists import Sample, check_files, parse_line
+from dssn.data.palettes import PaletteRecord
 from dssn.errors import UserError
 from tests.test_prepare import LABELS, TRAIN_ID_OF_NAME, make_cityscapes, make_coco
 
@@ -83,6 +86,18 @@ class Clinic:
                 shutil.move(self.png, self.path)
 
 
+def png_of_4_bits(mask):
+    """A gray PNG, which Pillow scales by 17 when it reads it."""
+    def chunk(kind, content):
+        return struct.pack('>I', len(content)) + kind + content + struct.pack(
+            '>I', zlib.crc32(kind + content) & 0xffffffff)
+    rows = b''.join(b'\0' + bytes((row[::2] * 16 + row[1::2]).tolist()) for row in mask)
+    content = b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack(
+        '>IIBBBBB', *mask.shape[::-1], 4, 0, 0, 0, 0)) + chunk(
+            b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b'')
+    return lambda file: file.write(content)
+
+
 def saved(array):
     return lambda file: np.save(file, array)
 
@@ -121,6 +136,8 @@ PATIENTS = {
                                     11, 255, [IGNORED11, None]),
     'counted from 1 in a palette of 4 bits, 0 ignored': (
         palette(IGNORED11 + np.uint8(1), 16), 11, 255, [None, None, IGNORED11]),
+    'counted from 1 in 4 bits': (png_of_4_bits(CLASSES11 + np.uint8(1)), 11, 255, [
+        CLASSES11, changed(CLASSES11 + np.uint8(1), _11=255)]),
     'counted from 1, ignore_index 0': (IGNORED11 + np.uint8(1), 11, 0, [
         IGNORED11, changed(IGNORED11 + np.uint8(1), _0=255, _11=255)]),
     'void, or a class more': (mask_of(*range(12)), 11, 255, [
@@ -189,7 +206,9 @@ PATIENTS = {
         in_colours(VOC, [voc_colour(i) for i in range(21)], (224, 224, 192)).convert('RGBA'), 21,
         255, [VOC]),
     'a colour of VOC or CamVid': (in_colours(mask_of(0, 1), [(0, 0, 0), (128, 0, 0)]), 21, 255, [
-        changed(mask_of(0, 1), _0=255), mask_of(0, 1)]),
+        changed(mask_of(0, 1), _0=255), mask_of(0, 1), mask_of(0, 1)]),
+    'red and black': (in_colours(mask_of(0, 1), [(0, 0, 0), (255, 0, 0)]), 2, 255, [
+        None, mask_of(0, 1)]),
     'own colours': (in_colours(ALPHA, [(0, 9, 0), (9, 0, 1), (200, 3, 3)]), 3, 255, [ALPHA]),
 }
 
@@ -237,11 +256,12 @@ def test_a_mask_without_a_sure_remedy_asks(tmp_path, bad, words):
         assert word in message, message
 
 
-def test_a_jpeg_mask_must_be_exported_again(tmp_path):
+@pytest.mark.parametrize('quality', [75, 100])  # of the values 0 and 1, and 0 to 2
+def test_a_jpeg_mask_must_be_exported_again(tmp_path, quality):
     clinic = Clinic(tmp_path, 2)
-    clinic.store(lambda file: Image.fromarray(mask_of(0, 1)).save(file, 'JPEG', quality=100))
+    clinic.store(lambda file: Image.fromarray(mask_of(0, 1)).save(file, 'JPEG', quality=quality))
     message = clinic.message()
-    assert re.search(r'export the masks again,? as PNG', message) and 'ignore_index' not in message
+    assert re.search('export the masks again .*PNG', message) and '`' not in message
     clinic.store(mask_of(0, 1))
     np.testing.assert_array_equal(clinic.open(), mask_of(0, 1))
 
@@ -264,6 +284,34 @@ def test_a_mask_is_resized_without_new_values(tmp_path):
     clinic.store(palette(FIVE.repeat(2, 0).repeat(2, 1), 256))
     clinic.apply(*remedies_in(clinic.message()))
     np.testing.assert_array_equal(clinic.open(), FIVE)
+
+
+def test_a_gray_mask_of_4_bits_is_resized_with_its_values(tmp_path):
+    clinic = Clinic(tmp_path, 11)
+    clinic.store(png_of_4_bits(CLASSES11.repeat(2, 0).repeat(2, 1)))
+    clinic.apply(*remedies_in(clinic.message()))
+    np.testing.assert_array_equal(clinic.open(), CLASSES11)
+
+
+def test_masks_with_palettes_of_their_own(tmp_path):
+    colours = [(0, 0, 0), (9, 0, 0), (9, 9, 9), (0, 9, 0), (0, 0, 9)]
+    truth = [mask_of(*range(5)), mask_of(*range(5))[::-1]]
+    orders = np.arange(5), np.array([3, 1, 4, 0, 2])  # order[i] is the class of index i
+    record = PaletteRecord('check')
+    clinics = [Clinic(tmp_path / str(i), 5) for i in range(2)]
+    for clinic, mask, order in zip(clinics, truth, orders):
+        os.makedirs(clinic.folder)
+        image = Image.fromarray(np.argsort(order).astype(np.uint8)[mask])
+        image.putpalette([value for index in order for value in colours[index]])
+        clinic.store(image)
+    open_mask(clinics[0].folder, clinics[0].sample, 5, SHAPE[::-1], 255, record)
+    with pytest.raises(UserError) as caught:
+        open_mask(clinics[1].folder, clinics[1].sample, 5, SHAPE[::-1], 255, record)
+    remedy, ignore = remedies_in(str(caught.value))
+    assert ignore[0] == 'palette: ignore'
+    for clinic, mask in zip(clinics, truth):
+        clinic.apply(remedy)
+        np.testing.assert_array_equal(clinic.open(), mask)
 
 
 @pytest.mark.parametrize('ignore_index', [255, 1])

@@ -1,4 +1,4 @@
-"""Likely causes of a wrong mask, derived from its values, colours and name, with the remedy.
+"""Likely causes of wrong values in a mask, derived from the values and its name, with the remedy.
 
 A remedy is in backquotes: a line of a config, a command, or a line of Python that writes the mask
 anew. It gives the correct mask, which tests/test_remedies.py shows. If the file does not show what
@@ -6,8 +6,6 @@ its values mean, the text asks for it, and has a remedy for each answer.
 """
 import os
 from typing import List, NamedTuple
-
-import numpy as np
 
 from dssn.data.classes import PALETTES, voc_colour
 from dssn.labels import IGNORE
@@ -17,8 +15,9 @@ TRAIN_IDS = ('list the files *_gtFine_labelTrainIds.png, which `python -m dssn p
 MAX_LABEL_ID = 33  # of the 34 labelIds of Cityscapes; 19 of them are classes
 MAX_COCO_ID = 90   # of the category ids of COCO; 80 of them are classes
 SHOWN = 12         # values or colours that a text lists
-DATASETS = {'Pascal VOC': 'pascal', 'Cityscapes': 'cityscapes', 'CamVid': 'camvid'}
+# Expressions for the pixels of a file: as Pillow decodes them, and as `open_raw_mask` does.
 PIXELS = 'np.array(Image.open(path))'
+STORED = 'np.array(dssn.data.stored.read_indices(Image.open(path)))'
 
 
 def rewrite(index, values=PIXELS):
@@ -37,7 +36,6 @@ class MaskValues(NamedTuple):
     has_255: bool
     nclass: int
     name: str          # file name; '' for several masks
-    file_format: str   # as Pillow names it
     ignore_index: int
 
     @property
@@ -48,8 +46,8 @@ class MaskValues(NamedTuple):
     def rewrite(self, index):
         """`rewrite`; pixels of `ignore_index` become 255, so that no class takes their value."""
         if self.ignore_index == IGNORE:
-            return rewrite(index)
-        return (rewrite(index, f'{PIXELS}; values[values == {self.ignore_index}] = {IGNORE}')
+            return rewrite(index, STORED)
+        return (rewrite(index, f'{STORED}; values[values == {self.ignore_index}] = {IGNORE}')
                 + f', with `ignore_index: {IGNORE}`')
 
     def ignore(self, value):
@@ -59,22 +57,21 @@ class MaskValues(NamedTuple):
         return self.rewrite(f'np.where(values == {value}, {IGNORE}, values)')
 
 
-def cause_of_values(pixels, nclass, name='', file_format='PNG', ignore_index=IGNORE):
+def cause_of_values(pixels, nclass, name='', ignore_index=IGNORE):
     """Likely cause of mask values that are not classes, with the remedy.
 
     Args:
         pixels: {value: pixels} of one mask or of several; ignored pixels count as 255. At least
             one value is neither a class nor 255.
-        name: path of the mask; '' for several masks. file_format: as Pillow names it.
+        name: path of the mask; '' for several masks.
         ignore_index: mask value that was read as 255.
 
     Returns:
         Text without a full stop at its end.
     """
     values = sorted(value for value in pixels if value != IGNORE)
-    mask = MaskValues(values, IGNORE in pixels, nclass, os.path.basename(name), file_format,
-                      ignore_index)
-    for rule in (cityscapes_name, jpeg, counted_from_one, nclass_occurs, label_ids, coco_ids,
+    mask = MaskValues(values, IGNORE in pixels, nclass, os.path.basename(name), ignore_index)
+    for rule in (cityscapes_name, counted_from_one, nclass_occurs, label_ids, coco_ids,
                  gray_colours, two_and_255, multiplied, photograph, one_value):
         cause = rule(mask)
         if cause:
@@ -89,12 +86,6 @@ def cityscapes_name(mask):
     for ids in ('labelIds', 'instanceIds'):
         if mask.name.endswith(f'_{ids}.png'):
             return f"these are Cityscapes' {ids}, not trainIds: {TRAIN_IDS}"
-
-
-def jpeg(mask):
-    """The file is a JPEG."""
-    if mask.file_format == 'JPEG':
-        return 'JPEG compression changes indices: export the masks again, as PNG'
 
 
 def counted_from_one(mask):
@@ -155,9 +146,10 @@ def two_and_255(mask):
     if mask.nclass == 2 and mask.has_255 and len(mask.wrong) == 1 and mask.ignore_index == IGNORE:
         value, = mask.wrong
         return (f'what do {value} and {IGNORE} mean? If {value} is class 1, and {IGNORE} stands '
-                f'for pixels without a class: {rewrite(f"np.where(values == {value}, 1, values)")}'
-                f'; if {IGNORE} is class 1, and {value} stands for pixels without a class: '
-                + rewrite(f'np.where(values == {value}, {IGNORE}, values // {IGNORE})'))
+                'for pixels without a class: '
+                + mask.rewrite(f'np.where(values == {value}, 1, values)')
+                + f'; if {IGNORE} is class 1, and {value} stands for pixels without a class: '
+                + mask.rewrite(f'np.where(values == {value}, {IGNORE}, values // {IGNORE})'))
 
 
 def multiplied(mask):
@@ -242,130 +234,9 @@ def give_each(wrong, written):
 def cause_of_0_and_255(ignore_index=IGNORE):
     """Remedy for masks of only 0 and ignored pixels, in which the ignored ones may be a class."""
     if ignore_index == IGNORE:
-        return f'if 255 means class 1: divide by 255: {rewrite("values // 255")}'
+        return f'if 255 means class 1: divide by 255: {rewrite("values // 255", STORED)}'
     return (f'is {ignore_index}, the value of ignore_index, a class? Then: '
             f'`ignore_index: {IGNORE}`')
-
-
-def cause_of_depth(mask, name):
-    """Cause and remedy for a decoded mask of 1 bit, or of more than 8 bits, per pixel."""
-    if mask.mode == '1':
-        return f'it has 1 bit per pixel: write it with 8: {rewrite("values")}'
-    return 'it has more than 8 bits per pixel, and ' + cause_of_array(np.asarray(mask), name)
-
-
-def cause_of_array_file(path):
-    """Cause and remedy for a mask in a file of NumPy, or None if it cannot be read."""
-    try:
-        values = np.load(path, mmap_mode='r', allow_pickle=False)
-        kind, shape = values.dtype.kind, values.shape
-    except Exception:  # a damaged file makes NumPy raise almost any error
-        return None
-    load = 'np.load(path)'
-    if values.ndim == 3 and 1 in (shape[0], shape[2]):
-        values, load = values.squeeze(), 'np.load(path).squeeze()'
-    if kind not in 'biuf' or values.ndim != 2 or not values.size:
-        return (f'it is a NumPy array of {values.dtype} {shape}, not of numbers (height, width): '
-                'which part of it holds the class indices? Save that as an 8-bit PNG')
-    return (f'it is a NumPy array; name a PNG on the line; '
-            f'{cause_of_array(values, os.path.basename(path), load)}')
-
-
-def cause_of_array(values, name, source=PIXELS):
-    """Cause and remedy for an array (height, width) of numbers that are not 8-bit.
-
-    Args:
-        name: path of the mask. source: expression for the array, for the remedy.
-    """
-    def written(index):
-        return rewrite(index, source)
-    values = np.unique(values)
-    known = (values >= 0) & (values <= IGNORE) & (values == np.floor(values))
-    others = [number_text(value) for value in values[~known]]
-    span = f'its values are {number_text(values[0])}..{number_text(values[-1])}'
-    if not others:
-        return f'{span}, which fit into 8: {written("values")}'
-    ids = cityscapes_name(MaskValues([], False, 0, os.path.basename(name), '', IGNORE))
-    if ids:
-        return f'{span}: {ids}'
-    for text in others:
-        if not text.lstrip('-').isdecimal() and text != 'nan':
-            return (f'it holds {text}, which is no class index. What does {text} mean? Export the '
-                    'masks again, as class indices')
-    factor = factor_of_16_bits(values)
-    if factor:
-        return (f'{span}: they look like indices multiplied by {factor:.6g}. If so, divide by it: '
-                + written(f'np.round(values / {factor:.6g})'))
-    if len(others) == 1:
-        test = 'np.isnan(values)' if others == ['nan'] else f'values == {others[0]}'
-        second = f'; if it is class 1: {written(test)}' \
-            if values[known].tolist() == [0] and others[0].isdecimal() else ''
-        return (f'{others[0]} is no class index. If it stands for pixels without a class: '
-                + written(f'np.where({test}, {IGNORE}, values)') + second)
-    if len(others) <= SHOWN and 'nan' not in others:
-        return give_each(others, written)
-    return f'{span}. Are they object ids or depths? Export the masks again, as class indices'
-
-
-def number_text(value):
-    """A NumPy number, without decimals if it is whole."""
-    return str(int(value)) if np.isfinite(value) and value == np.floor(value) else f'{value:g}'
-
-
-def factor_of_16_bits(values):
-    """The factor that stretched 8-bit indices to 16 bits, or None.
-
-    Args:
-        values: all that occur, ascending.
-    """
-    top = 65535
-    if values[0] < 0 or not values[-1] <= top or values.tolist() == [0, top]:
-        return None  # 0 and 65535 alone may be two classes, or a class and -1
-    for factor in (257, 256):
-        if not (values % factor).any():
-            return factor
-    factors = factors_of(values[values > 0].tolist(), IGNORE) if values[-1] == top else []
-    return factors[0] if factors else None
-
-
-def cause_of_colours(mask):
-    """Cause and remedy for a decoded mask of several channels."""
-    values, text = np.asarray(mask), ''
-    if mask.mode[-1] in 'Aa':
-        last, values = values[..., -1], values[..., :-1]
-        remedy = rewrite(f'values[..., {values.shape[-1]}]')
-        if (last != IGNORE).any():
-            if (values == values[0, 0]).all():
-                return f'only its alpha channel varies. Write this channel: {remedy}'
-            text = f'if its alpha channel holds the class indices: {remedy}; if not: '
-        else:
-            text = 'its alpha channel is empty; '
-    if values.shape[-1] == 1:
-        return f'{text}write the first channel: {rewrite("values[..., 0]")}'
-    varying = []
-    if mask.mode.startswith('RGB'):
-        if (values[..., :3] == values[..., :1]).all():
-            return f'{text}its three channels are equal. Write one: {rewrite("values[..., 0]")}'
-        varying = [i for i in range(3) if (values[..., i] != values[0, 0, i]).any()]
-    counted = mask.convert('RGB').getcolors(256)
-    if counted is None:
-        return (f'{text}it has so many colours that it looks like a photograph. Are image and mask '
-                'swapped on the line?')
-    colours = sorted(colour for _, colour in counted)
-    maps = {name: f"dssn.data.classes.default_colours('{DATASETS[name]}', {min(len(known), 255)})"
-            for name, known in colour_maps(256).items()
-            if set(colours) <= set(known) | {(0, 0, 0), (255, 255, 255)}}
-    if len(varying) == 1 and not maps:
-        return (f'{text}only channel {varying[0]} varies. Write this channel: '
-                + rewrite(f'values[..., {varying[0]}]'))
-    own = f'[{", ".join(map(str, colours[:SHOWN]))}{", ..." if len(colours) > SHOWN else ""}]'
-    first, *more = maps.values() or [own]
-    question = f', those of {" or ".join(maps)}. Convert them:' if maps else \
-        '. Which class is each? List the colours in the order of the classes, as here:'
-    remedy = rewrite('np.select([(values == c).all(2) for c in colours], range(len(colours)), '
-                     f'{IGNORE})', f"np.array(Image.open(path).convert('RGB')); colours = {first}")
-    others = ''.join(f', or with `colours = {other}`' for other in more)
-    return f'{text}it holds {len(colours)} colours{question} {remedy}{others}'
 
 
 def colour_maps(nclass):

@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 
 from dssn.batch import Batch, Labeled, Unlabeled, UnlabeledWithMasks
 from dssn.data.files import image_size, open_image, open_mask
+from dssn.data.palettes import PaletteRecord
 from dssn.data.views import NO_BOX, base_view, cutmix_box, generator, strong_view
 from dssn.errors import UserError
 from dssn.labels import IGNORE
@@ -53,6 +54,7 @@ class TrainSet(Dataset):
     def __init__(self, cfg, labeled, unlabeled=None, with_masks=False):
         self.cfg, self.labeled, self.unlabeled = cfg, labeled, unlabeled
         self.with_masks = with_masks
+        self.palettes = PaletteRecord(cfg.palette)
 
     def __getitem__(self, indices):
         replaced = []
@@ -95,7 +97,8 @@ class TrainSet(Dataset):
         """(image, mask) of a sample, as Pillow RGB and L."""
         cfg = self.cfg
         image = open_image(cfg.data_root, sample)
-        return image, open_mask(cfg.data_root, sample, cfg.nclass, image.size, cfg.ignore_index)
+        return image, open_mask(cfg.data_root, sample, cfg.nclass, image.size, cfg.ignore_index,
+                                self.palettes)
 
     def read_or_replace(self, samples, index, read, replaced):
         """(index, read(sample)) of the sample at `index`, or of the next readable one.
@@ -111,6 +114,10 @@ class TrainSet(Dataset):
                 # A missing data root is not a bad sample. The run ends, and can be resumed when
                 # the folder is back.
                 if not cfg.max_bad_samples or not os.path.isdir(cfg.data_root or '.'):
+                    raise
+                # Nor is one of two palettes that contradict each other: which one comes first
+                # depends on the process.
+                if getattr(error, 'kind', None) == 'mask_palettes':
                     raise
                 first_error = first_error or error
                 continue
@@ -154,13 +161,14 @@ class TrainSet(Dataset):
         return generator(self.cfg.seed, indices.unlabeled_pass, index, view)
 
 
-def weak_ground_truth(cfg, samples, index, pass_number, role=UNLABELED):
+def weak_ground_truth(cfg, samples, index, pass_number, role=UNLABELED, palettes=None):
     """The ground truth of the weak view of an unlabeled image. For diagnostics, not for training.
 
     Args:
         samples: the unlabeled list. index: the sample's index in it.
         pass_number: the number of the pass over the list.
         role: UNLABELED, or PARTNER for the weak view that the image has as a CutMix partner.
+        palettes: see `open_mask`.
 
     Returns:
         (H, W) uint8, 255 = no class. All pixels are 255 if the list names no mask for the image.
@@ -172,7 +180,7 @@ def weak_ground_truth(cfg, samples, index, pass_number, role=UNLABELED):
     if sample.mask is None:
         return torch.full((cfg.crop_size, cfg.crop_size), IGNORE, dtype=torch.uint8)
     size = image_size(cfg.data_root, sample)
-    mask = open_mask(cfg.data_root, sample, cfg.nclass, size, cfg.ignore_index)
+    mask = open_mask(cfg.data_root, sample, cfg.nclass, size, cfg.ignore_index, palettes)
     return crop_to_weak_view(cfg, mask, index, pass_number, role)
 
 
@@ -195,6 +203,7 @@ class EvalSet(Dataset):
 
     def __init__(self, cfg, samples):
         self.cfg, self.samples = cfg, samples
+        self.palettes = PaletteRecord(cfg.palette)
 
     def __len__(self):
         return len(self.samples)
@@ -204,7 +213,7 @@ class EvalSet(Dataset):
         try:
             image = open_image(self.cfg.data_root, sample)
             mask = open_mask(self.cfg.data_root, sample, self.cfg.nclass, image.size,
-                             self.cfg.ignore_index)
+                             self.cfg.ignore_index, self.palettes)
         except UserError as error:
             return error
         return to_tensor(image), label_tensor(mask), index

@@ -8,12 +8,9 @@ import warnings
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from dssn.data.causes import (
-    cause_of_array_file,
-    cause_of_colours,
-    cause_of_depth,
-    cause_of_values,
-)
+from dssn.data.causes import cause_of_values
+from dssn.data.other_masks import cause_of_array_file, cause_of_colours, cause_of_depth
+from dssn.data.stored import NotIndices, read_indices, used_colours
 from dssn.errors import UserError
 from dssn.labels import IGNORE
 
@@ -53,7 +50,7 @@ def open_image(data_root, sample):
 
 def image_size(data_root, sample):
     """The (width, height) of the sample's image, read from its header. Raises like `open_image`."""
-    image = _open(data_root, sample.image, sample, decode=False)
+    image = _open(data_root, sample.image, sample, read=lambda image: image)
     return _checked_depth(image, sample, data_root).size
 
 
@@ -74,36 +71,45 @@ def exif_orientation(path):
         return 1
 
 
-def open_mask(data_root, sample, nclass, size, ignore_index=IGNORE):
+def open_mask(data_root, sample, nclass, size, ignore_index=IGNORE, palettes=None):
     """The sample's mask as an 8-bit Pillow image of class indices, 255 = ignore.
 
     Args:
         nclass: number of classes. size: (width, height) of the image, which the mask must have.
         ignore_index: mask value that is read as 255.
+        palettes: `PaletteRecord` of the masks that were opened before; None compares none.
 
     Raises:
-        FileProblem: missing, unreadable, not single-channel 8-bit (a palette mask counts as such),
-            not of the image's size, or a value is neither a class nor 255.
+        FileProblem: missing, unreadable, not a file of class indices (see `open_raw_mask`), of
+            another palette than other masks, not of the image's size, or a value is neither a
+            class nor 255.
     """
     mask = open_raw_mask(data_root, sample)
+    if palettes:
+        palettes.check(data_root, sample, used_colours(mask))
     check_size(data_root, sample, mask, size)
     index = class_indices(mask, ignore_index)
-    check_values(data_root, sample, index, nclass, ignore_index, mask.format)
+    check_values(data_root, sample, index, nclass, ignore_index)
     return Image.fromarray(index)
 
 
 def open_raw_mask(data_root, sample):
-    """The sample's mask as stored: 8 bits per pixel, single channel or palette.
+    """The sample's mask with the values that the file stores: a Pillow image, mode L or P.
 
     Raises:
-        FileProblem: missing, unreadable, or of another kind.
+        FileProblem: missing, unreadable, in colour, of 1 or of more than 8 bits, of several pages,
+            or in a format in which values change.
     """
-    mask = _open(data_root, sample.mask, sample)
+    path = os.path.join(data_root, sample.mask)
+    try:
+        mask = _open(data_root, sample.mask, sample, read=read_indices)
+    except NotIndices as error:
+        raise FileProblem(f'{sample.place}: mask {path} {error}', error.kind,
+                          sample.mask) from None
     if mask.mode in ('L', 'P'):
         return mask
     wrong_depth = mask.mode[0] in 'IF1'
     cause = cause_of_depth(mask, sample.mask) if wrong_depth else cause_of_colours(mask)
-    path = os.path.join(data_root, sample.mask)
     raise FileProblem(f'{sample.place}: mask {path} is a {mask.mode} image; a mask is an 8-bit PNG '
                       f'of class indices, single channel or palette: {cause}',
                       'mask_depth' if wrong_depth else 'mask_colour', sample.mask)
@@ -128,19 +134,19 @@ def check_size(data_root, sample, mask, size):
             'reads the stored pixels; turn these: ImageOps.exif_transpose(image), then save it')
     elif abs(mask.width * size[1] - mask.height * size[0]) < max(size):
         advice = ('resize the mask without new values: '
-                  f'`Image.open(path).resize({tuple(size)}, Image.NEAREST).save(png)`')
+                  '`dssn.data.stored.read_indices(Image.open(path))'
+                  f'.resize({tuple(size)}, Image.NEAREST).save(png)`')
     path = os.path.join(data_root, sample.mask)
     raise FileProblem(f'{sample.place}: mask {path} is {mask.width}x{mask.height} but its image '
                       f'{sample.image} is {size[0]}x{size[1]}; {advice}', 'size_mismatch',
                       sample.mask)
 
 
-def check_values(data_root, sample, index, nclass, ignore_index=IGNORE, file_format='PNG'):
+def check_values(data_root, sample, index, nclass, ignore_index=IGNORE):
     """Raise a FileProblem if a mask (H, W) uint8 holds a value that is neither a class nor 255.
 
     Args:
-        index: the mask, in which pixels of `ignore_index` are 255 already. file_format: as Pillow
-            names it.
+        index: the mask, in which pixels of `ignore_index` are 255 already.
     """
     if not ((index >= nclass) & (index != IGNORE)).any():
         return
@@ -153,7 +159,7 @@ def check_values(data_root, sample, index, nclass, ignore_index=IGNORE, file_for
         f'{sample.place}: mask {os.path.join(data_root, sample.mask)} holds value {wrong[0]} on '
         f'{pixels[wrong[0]]} pixels{more}; with nclass = {nclass} a value is 0..{nclass - 1}, or '
         f'{ignored} for ignore. Pixels by value: {histogram_text(pixels)}. Likely cause: '
-        f'{cause_of_values(pixels, nclass, sample.mask, file_format, ignore_index)}',
+        f'{cause_of_values(pixels, nclass, sample.mask, ignore_index)}',
         'wrong_values', sample.mask, pixels)
 
 
@@ -197,16 +203,19 @@ def decoded_formats():
                   key=lambda name: name not in ('JPEG', 'PNG'))
 
 
-def _open(data_root, name, sample, decode=True):
+def _decoded(image):
+    image.load()
+    return image
+
+
+def _open(data_root, name, sample, read=_decoded):
     # If `..` follows a link, the system would go to the parent folder of the link's target.
     path = os.path.join(data_root, os.path.normpath(name) if os.pardir in name else name)
     if not os.path.isfile(path):  # refuses a pipe, too: reading it might never end
         raise missing_file_problem(data_root, name, sample)
     try:
         with open_untrusted(path) as image:
-            if decode:
-                image.load()
-            return image
+            return read(image)
     except UserError:
         raise
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):

@@ -273,7 +273,40 @@ def table(result, names, details=False):
     if absent:
         lines.append(f'{absent} of {len(names)} classes are in neither ground truth nor '
                      'prediction')
+    lines += few_classes_lines(result)
     return '\n'.join(lines)
+
+
+def few_classes_lines(result, where=''):
+    """Warnings, for {name: Scores}, of means that are over fewer than two classes.
+
+    `where`: text after the network's name, such as ' on select_on'.
+    """
+    lines = []
+    for name, score in result.items():
+        lines += few_classes(name + where, 'mIoU', scored_classes(score.iou))
+        if scored_classes(score.iou) > 1:
+            lines += few_classes(name + where, 'mean accuracy', scored_classes(score.recall))
+    return lines
+
+
+def few_classes(name, mean, count):
+    """[a warning that a mean over classes is over fewer than two], or [].
+
+    Args:
+        name: of the network. mean: name of the mean. count: number of classes with a score.
+    """
+    if count > 1:
+        return []
+    if count == 0:
+        return [f'warning: {name}: {mean} is over no class: all pixels are ignored']
+    return [f'warning: {name}: {mean} is the score of a single class, not a mean over classes: the '
+            'masks hold no other']
+
+
+def scored_classes(values):
+    """The number of classes with a score, of a list with None for the others."""
+    return sum(value is not None for value in values)
 
 
 def _cell(value):

@@ -7,6 +7,7 @@ import torch
 
 from dssn.data.classes import colours_of_classes, names_of_classes
 from dssn.data.datasets import PARTNER, UNLABELED, weak_ground_truth
+from dssn.data.palettes import PaletteRecord
 from dssn.errors import UserError
 from dssn.labels import IGNORE
 from dssn.mixing import box_mask, paste
@@ -31,6 +32,7 @@ class Watch:
         self.recent, self.of_epoch = {}, {}  # {level: counts (2, C)}, see `count`
         self.missing = []                    # classes without selected labels, as last logged
         self.problems = set()                # places (list and line) of unusable masks
+        self.palettes = PaletteRecord(cfg.palette)
 
     def notes(self):
         """Lines for the log on `watch_truth`."""
@@ -106,7 +108,8 @@ class Watch:
         found = []
         for index in part.index.tolist():
             try:
-                found.append(weak_ground_truth(self.cfg, self.unlabeled, index, epoch, role))
+                found.append(weak_ground_truth(self.cfg, self.unlabeled, index, epoch, role,
+                                               self.palettes))
             except UserError as error:  # training does not need the mask
                 self._log_problem(self.unlabeled[index].place, error)
                 found.append(torch.full(part.valid.shape[1:], IGNORE, dtype=torch.uint8))

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from dssn.distributed import one_line
 from dssn.errors import UserError
-from dssn.inference.evaluation import table
+from dssn.inference.evaluation import few_classes_lines, table
 from dssn.run import metrics
 from dssn.run.append_log import AppendLog
 from dssn.run.machine import machine
@@ -240,6 +240,8 @@ class Logbook:
         if selecting:
             self.write('mIoU on select_on: ' + ', '.join(
                 f'{role} {score.miou:.2f}' for role, score in selecting.items()))
+            for line in few_classes_lines(selecting, ' on select_on'):
+                self.write(line)
         for role in result:
             warning = metrics.fall_text(self.history, role)
             if warning:

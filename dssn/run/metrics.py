@@ -2,6 +2,7 @@
 import json
 
 from dssn.errors import UserError
+from dssn.inference.evaluation import few_classes, scored_classes
 
 ROLES = ('student', 'teacher')
 ABSENT = 'skip'  # rule for a class in neither ground truth nor prediction, see `scores`
@@ -107,8 +108,14 @@ def summarise(evaluations, protocol):
 
 
 def entry(line, role):
-    """A network's score in an evaluation: mIoU on val, the epoch, and mIoU on select_on."""
+    """A network's score in an evaluation: mIoU on val, the epoch, and mIoU on select_on.
+
+    With a score of fewer than two classes, `scored_classes` is their number.
+    """
     found = {'miou': line[role], 'epoch': line['epoch']}
+    iou = line.get(f'{role}_iou')  # the oldest records have none
+    if isinstance(iou, dict) and scored_classes(iou.values()) < 2:
+        found['scored_classes'] = scored_classes(iou.values())
     if 'select_on' in line:
         found['select_on'] = line['select_on'][role]
     return found
@@ -166,7 +173,17 @@ def text(summary):
         if None not in values:
             cells = [f'{v:>9}' if key == 'epoch' else f'{v:9.2f}' for v in values]
             lines.append(' '.join([f'{name:<19}'] + cells))
-    return '\n'.join(lines + [selection_text(summary)])
+    return '\n'.join(lines + few_classes_lines(summary) + [selection_text(summary)])
+
+
+def few_classes_lines(summary):
+    """Warnings of networks whose best or last mIoU is not a mean over classes."""
+    lines = []
+    for role in ROLES:
+        counts = [summary[which][role].get('scored_classes', 2) for which in ('best', 'last')
+                  if summary[which][role]]
+        lines += few_classes(role, 'mIoU', min(counts, default=2))
+    return lines
 
 
 def head(summary):

@@ -3,7 +3,7 @@ import csv
 import json
 
 from dssn.errors import UserError
-from dssn.run.metrics import ABSENT_TEXT, ROLES
+from dssn.run.metrics import ABSENT_TEXT, ROLES, few_classes_lines
 from dssn.tools.run_folders import (
     LISTS,
     NOT_RECORDED,
@@ -111,7 +111,7 @@ def notes(rows, empty):
         rows: `Row`s. empty: folders of runs without an evaluation.
     """
     lines = [legend(rows)] if rows else []
-    lines += different_scoring(rows) + different_lists(rows)
+    lines += few_classes_notes(rows) + different_scoring(rows) + different_lists(rows)
     for row in rows:
         seeds = [run.seed for run in row.runs]
         if len(set(seeds)) < len(seeds):
@@ -146,6 +146,12 @@ def legend(rows):
         selected += ', except where select_on is another list'
     return (f'mIoU on val in percent{deviation}; absent classes {absent}; `best` is selected '
             f'{selected}')
+
+
+def few_classes_notes(rows):
+    """A line for each row and network whose mIoU is not a mean over classes."""
+    return list(dict.fromkeys(f'row {row.number}: {text}' for row in rows for run in row.runs
+                              for text in few_classes_lines(run.summary)))
 
 
 def different_scoring(rows):

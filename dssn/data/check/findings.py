@@ -18,10 +18,15 @@ KINDS = {
     'image_depth': (ERROR, 'images of more than 8 bits per channel'),
     'mask_colour': (ERROR, 'masks in colour or with an alpha channel'),
     'mask_depth': (ERROR, 'masks of 1 bit, or of more than 8 bits, per pixel'),
+    'mask_format': (ERROR, 'masks in a format that may change class indices'),
+    'mask_pages': (ERROR, 'masks of several pages, frames or channels'),
+    'mask_scaled': (ERROR, 'masks whose values change when they are read'),
+    'mask_palettes': (ERROR, 'masks whose palette contradicts that of another mask'),
     'size_mismatch': (ERROR, 'masks of another size than their image'),
     'wrong_values': (ERROR, 'masks with values that are not classes'),
     'list_0_and_255': (ERROR, 'lists whose masks hold only 0 and 255'),
     'list_ignored': (ERROR, 'lists whose masks are ignored everywhere'),
+    'one_class': (ERROR, 'labeled lists whose masks hold one class'),
     'two_masks': (ERROR, 'images with two masks'),
     'repeated_in_val': (ERROR, 'images repeated in val or select_on'),
     'train_and_val': (ERROR, 'images both trained on and in val'),
@@ -190,6 +195,11 @@ class PixelTotals:
         """{value: pixels} of the values that occur."""
         return {value: count for value, count in enumerate(self.pixels.tolist()) if count}
 
+    @property
+    def classes(self):
+        """The values that occur, without 255."""
+        return set(self.histogram()) - {IGNORE}
+
 
 def unusable_mask_problems(role, path, totals, ignore_index=IGNORE):
     """[the Problem that all masks of a list hold nothing to learn or to score], or []."""
@@ -201,7 +211,23 @@ def unusable_mask_problems(role, path, totals, ignore_index=IGNORE):
     if values == {IGNORE}:
         return [Problem('list_ignored', f'{path}: all {totals.masks} masks read hold only ignored '
                         'pixels; correct the masks or ignore_index', role)]
-    return []
+    return one_class_problems(role, path, totals.masks, totals.classes)
+
+
+def one_class_problems(role, path, masks, classes):
+    """[the Problem that the labeled masks hold a single class], or [].
+
+    Training on one class predicts that class everywhere. Of such masks that scores 100.
+
+    Args:
+        path: of the list. masks: number of its masks that were read. classes: set of the mask
+            values that they hold, without 255.
+    """
+    if role != 'labeled' or len(classes) != 1:
+        return []
+    return [Problem('one_class', f'{path}: all {masks} masks read hold only class '
+                    f'{min(classes)}: a network cannot learn to tell classes apart from them; '
+                    'export the masks again, or label images of other classes, too', role)]
 
 
 def absent_class_problems(role, path, totals, names):

@@ -2,7 +2,7 @@
 import functools
 import hashlib
 import os
-from typing import List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from dssn.data.files import (
     open_raw_mask,
 )
 from dssn.data.parallel import in_processes
+from dssn.data.stored import used_colours
 from dssn.labels import IGNORE
 
 SAMPLES_PER_PROCESS = 32  # with fewer samples, starting another process would not save time
@@ -29,6 +30,7 @@ class Inspected(NamedTuple):
     digest: Optional[bytes]       # of the image's pixels; None if it cannot be read
     counts: Optional[np.ndarray]  # pixels of the mask by value, (256,) int64, ignored ones as 255;
     #                               None if there is no mask, or it cannot be read
+    colours: Dict[int, Tuple[int, int, int]]  # of the mask's palette, see `used_colours`
 
 
 def inspect_sample(data_root, nclass, ignore_index, sample, masks):
@@ -37,7 +39,7 @@ def inspect_sample(data_root, nclass, ignore_index, sample, masks):
     Returns:
         `Inspected`, with all problems of the files.
     """
-    problems, digest, size, counts = [], None, None, None
+    problems, digest, size, counts, colours = [], None, None, None, {}
     image = collect_problem(problems, open_image, data_root, sample)
     if image is not None:
         size = image.size
@@ -47,16 +49,16 @@ def inspect_sample(data_root, nclass, ignore_index, sample, masks):
         if turn != 1:
             problems.append(orientation_problem(data_root, sample, turn, masks))
     if masks:
-        counts = inspect_mask(data_root, nclass, ignore_index, sample, size, problems)
-    return Inspected(problems, digest, counts)
+        counts, colours = inspect_mask(data_root, nclass, ignore_index, sample, size, problems)
+    return Inspected(problems, digest, counts, colours)
 
 
 def inspect_quickly(data_root, nclass, ignore_index, sample):
     """The fast part of `inspect_sample`: decode the mask, but read only the image's header."""
     problems = []
     size = collect_problem(problems, image_size, data_root, sample)
-    counts = inspect_mask(data_root, nclass, ignore_index, sample, size, problems)
-    return Inspected(problems, None, counts)
+    return Inspected(problems, None, *inspect_mask(data_root, nclass, ignore_index, sample, size,
+                                                   problems))
 
 
 def inspect_mask(data_root, nclass, ignore_index, sample, size, problems):
@@ -66,16 +68,16 @@ def inspect_mask(data_root, nclass, ignore_index, sample, size, problems):
         size: (width, height) of the image, or None if it is not known.
 
     Returns:
-        The mask's pixels by value, (256,) int64, or None if it cannot be read.
+        (the mask's pixels by value, (256,) int64, or None if it cannot be read; its
+        `used_colours`).
     """
     mask = collect_problem(problems, open_raw_mask, data_root, sample)
     if mask is None:
-        return None
+        return None, {}
     if size is not None:
         collect_problem(problems, check_size, data_root, sample, mask, size)
     index = class_indices(mask, ignore_index)
-    collect_problem(problems, check_values, data_root, sample, index, nclass, ignore_index,
-                    mask.format)
+    collect_problem(problems, check_values, data_root, sample, index, nclass, ignore_index)
     counts = np.bincount(index.ravel(), minlength=256)
     values = set(np.flatnonzero(counts).tolist())
     mask_path = os.path.join(data_root, sample.mask)
@@ -87,7 +89,7 @@ def inspect_mask(data_root, nclass, ignore_index, sample, size, problems):
         problems.append(FileProblem(
             f'{sample.place}: mask {mask_path} holds only 0 and ignored pixels ({ignore_index}); '
             f'{cause_of_0_and_255(ignore_index)}', 'mask_0_and_255', sample.mask))
-    return counts
+    return counts, used_colours(mask)
 
 
 def collect_problem(problems, function, *args):

@@ -7,12 +7,15 @@ from dssn.data.check.findings import (
     ERROR,
     KINDS,
     PixelTotals,
+    absent_class_problems,
     path_problems,
     problem_at,
     unusable_mask_problems,
 )
-from dssn.data.check.inspection import inspect_quickly
+from dssn.data.check.inspection import collect_problem, inspect_quickly
+from dssn.data.classes import names_of_classes
 from dssn.data.lists import check_files
+from dssn.data.palettes import PaletteRecord
 from dssn.errors import UserError
 
 MASKS_PER_LIST = 32  # masks of each list that are opened before training
@@ -48,20 +51,34 @@ def quick_check(cfg, labeled, unlabeled, val, select_on=None, with_masks=False):
 
 
 def some_mask_problems(cfg, role, samples):
-    """The problems of up to MASKS_PER_LIST masks of a list, sampled by the config's seed."""
-    rng = np.random.default_rng(cfg.seed)
-    indices = np.sort(rng.permutation(len(samples))[:MASKS_PER_LIST])
-    problems, totals = [], PixelTotals()
+    """The problems of up to MASKS_PER_LIST masks of a list, sampled by the config's seed.
+
+    More masks of the labeled list are read until two classes have been seen.
+    """
+    order = np.random.default_rng(cfg.seed).permutation(len(samples))
+    problems, totals, palettes = [], PixelTotals(), PaletteRecord(cfg.palette)
 
     def inspect(index):
         return inspect_quickly(cfg.data_root, cfg.nclass, cfg.ignore_index, samples[index])
     with ThreadPoolExecutor(4) as pool:  # Pillow decodes several files in parallel
-        for index, inspected in zip(indices, pool.map(inspect, indices)):
-            problems += sample_problems(role, samples[index], inspected)
-            if inspected.counts is not None:
-                totals.add(inspected.counts)
-    return problems + unusable_mask_problems(role, cfg.list_paths.get(role), totals,
-                                             cfg.ignore_index)
+        for start in range(0, len(samples), MASKS_PER_LIST):
+            indices = np.sort(order[start:start + MASKS_PER_LIST])
+            for index, inspected in zip(indices, pool.map(inspect, indices)):
+                problems += sample_problems(cfg.data_root, role, samples[index], inspected,
+                                            palettes)
+                if inspected.counts is not None:
+                    totals.add(inspected.counts)
+            if role != 'labeled' or len(totals.classes) > 1 or has_error(problems):
+                break
+    path = cfg.list_paths.get(role)
+    problems += unusable_mask_problems(role, path, totals, cfg.ignore_index)
+    if role == 'labeled' and totals.masks == len(samples):
+        problems += absent_class_problems(role, path, totals, names_of_classes(cfg))
+    return problems
+
+
+def has_error(problems):
+    return any(problem.severity == ERROR for problem in problems)
 
 
 def warnings_or_error(problems):
@@ -77,7 +94,13 @@ def warnings_or_error(problems):
     return lines
 
 
-def sample_problems(role, sample, inspected):
-    """The problems of an inspected sample, as a list of `Problem`."""
+def sample_problems(data_root, role, sample, inspected, palettes):
+    """The problems of an inspected sample, as a list of `Problem`.
+
+    Args:
+        palettes: `PaletteRecord` of the samples so far, to which this one is added.
+    """
+    problems = list(inspected.problems)
+    collect_problem(problems, palettes.check, data_root, sample, inspected.colours)
     return [problem_at(sample, problem.kind, str(problem), role, problem.file, problem.values)
-            for problem in inspected.problems]
+            for problem in problems]

@@ -23,6 +23,7 @@ from dssn.data.check.quick import sample_problems
 from dssn.data.classes import names_of_classes
 from dssn.data.identity import Identity, identify
 from dssn.data.lists import Sample, check_root, parse_line, read_lines
+from dssn.data.palettes import PaletteRecord
 from dssn.errors import UserError
 from dssn.keys import Config
 from dssn.tools.arguments import positive_number, whole_number
@@ -130,6 +131,7 @@ def read_checked_list(role, path, problems, allow_outside=False):
 def inspect_lists(report, workers):
     """Inspect all files of a report's lists, and add their problems and totals to the report."""
     cfg, problems, duplicates = report.cfg, report.problems, DuplicateFinder()
+    palettes = PaletteRecord(cfg.palette)
     lists = {role: checked_list.samples for role, checked_list in report.lists.items()}
     problems += path_problems(lists)
     tasks = [(role, sample) for role, samples in lists.items() for sample in samples]
@@ -138,7 +140,7 @@ def inspect_lists(report, workers):
                           [(sample, role != 'unlabeled') for role, sample in tasks], workers)
     bar = tqdm(zip(tasks, results), total=len(tasks), desc='check', unit='sample', disable=None)
     for (role, sample), inspected in bar:
-        problems += sample_problems(role, sample, inspected)
+        problems += sample_problems(cfg.data_root, role, sample, inspected, palettes)
         if inspected.digest:
             problems += duplicates.add(role, sample, inspected.digest)
         if inspected.counts is not None:

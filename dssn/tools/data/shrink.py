@@ -7,7 +7,9 @@ from tqdm import tqdm
 
 from dssn.data.files import check_size, open_image, open_raw_mask
 from dssn.data.lists import check_files, read_list, write_list
+from dssn.data.palettes import PaletteRecord
 from dssn.data.parallel import in_processes
+from dssn.data.stored import used_colours
 from dssn.errors import UserError
 from dssn.tools.arguments import positive_number
 
@@ -33,6 +35,9 @@ def add_arguments(parser):
                         help='whole number by which width and height are divided')
     parser.add_argument('--out', required=True, metavar='FOLDER',
                         help='folder to write: the new data_root, with the lists in it')
+    parser.add_argument('--palette', choices=('check', 'ignore'), default='check',
+                        help='ignore: the masks may have different palettes (default: '
+                             '%(default)s)')
     parser.add_argument('--workers', type=positive_number, default=os.cpu_count() or 1,
                         help='processes (default: %(default)s)')
 
@@ -53,15 +58,19 @@ def run(args):
         check_files(listed, args.data_root, masks=False)
         check_files([sample for sample in listed if sample.mask], args.data_root)
     work = functools.partial(shrink, data_root=args.data_root, by=args.by, out=args.out)
+    written, palettes = 0, PaletteRecord(args.palette)
     try:
-        written = list(tqdm(in_processes(work, samples, min(args.workers, len(samples))),
-                            total=len(samples), unit='image', disable=None))
+        results = in_processes(work, samples, min(args.workers, len(samples)))
+        for (count, colours), sample in zip(tqdm(results, total=len(samples), unit='image',
+                                                 disable=None), samples):
+            written += count
+            palettes.check(args.data_root, sample, colours)
         for path, listed in lists.items():
             write_list(os.path.join(args.out, os.path.basename(path)), listed)
     except OSError as error:
         raise UserError(f'--out {args.out}: cannot be written ({error}); correct this, or choose '
                         'another folder, and run the command again') from None
-    print(f'{args.out}: {sum(written)} images and masks written, at 1/{args.by}; '
+    print(f'{args.out}: {written} images and masks written, at 1/{args.by}; '
           f"lists: {', '.join(names)}")
     return 0
 
@@ -80,7 +89,7 @@ def shrink(sample, data_root, by, out):
     """Write those files of a sample that do not exist yet.
 
     Returns:
-        The number of written files.
+        (the number of written files, `used_colours` of the mask if it is one of them).
 
     Raises:
         FileProblem: the image or the mask is bad.
@@ -88,17 +97,19 @@ def shrink(sample, data_root, by, out):
     todo = [name for name in (sample.image, sample.mask)
             if name and not os.path.exists(os.path.join(out, name))]
     if not todo:
-        return 0
+        return 0, {}
     image = open_image(data_root, sample)
     size = max(image.width // by, 1), max(image.height // by, 1)
     if sample.image in todo:
         file_format, options = FORMATS[os.path.splitext(sample.image)[1].lower()]
         write(os.path.join(out, sample.image), image.resize(size, Image.BOX), file_format, options)
+    colours = {}
     if sample.mask in todo:
         mask = open_raw_mask(data_root, sample)
         check_size(data_root, sample, mask, image.size)
         write(os.path.join(out, sample.mask), mask.resize(size, Image.NEAREST), 'PNG', {})
-    return len(todo)
+        colours = used_colours(mask)
+    return len(todo), colours
 
 
 def write(path, image, file_format, options):

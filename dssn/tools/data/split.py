@@ -11,6 +11,8 @@ from tqdm import tqdm
 from dssn.data.files import open_raw_mask
 from dssn.data.folders import pair_files
 from dssn.data.lists import read_list, write_list
+from dssn.data.palettes import PaletteRecord
+from dssn.data.stored import used_colours
 from dssn.errors import UserError
 from dssn.labels import IGNORE
 from dssn.tools.arguments import count_or_fraction, whole_number
@@ -58,6 +60,9 @@ def add_arguments(parser):
     parser.add_argument('--ignore-index', type=whole_number, default=IGNORE, metavar='VALUE',
                         help='mask value that is not a class, for --stratified (default: '
                              '%(default)s)')
+    parser.add_argument('--palette', choices=('check', 'ignore'), default='check',
+                        help='ignore: the masks may have different palettes, for --stratified '
+                             '(default: %(default)s)')
     parser.add_argument('--allow-outside', action='store_true',
                         help='accept lists that name files outside data_root, by `..` or absolute '
                              'paths')
@@ -83,7 +88,8 @@ def run(args):
     val_is_list = args.val is not None and not is_count_or_fraction(args.val)
     if val_is_list:
         samples, held_out = hold_out_list(samples, args.val, args.allow_outside)
-    classes = read_classes(samples, root, args.ignore_index) if args.stratified else {}
+    classes = read_classes(samples, root, args.ignore_index, args.palette) \
+        if args.stratified else {}
     val = 0 if args.val is None or val_is_list else count_or_fraction(args.val)
     labeled, unlabeled, val = choose(samples, args.labeled, val, args.seed, classes)
     lists = {os.path.join(args.out, 'labeled.txt'): [samples[i] for i in labeled],
@@ -129,11 +135,18 @@ def hold_out_list(samples, path, allow_outside=False):
     return [sample for sample in samples if sample.image not in images], held_out
 
 
-def read_classes(samples, data_root, ignore_index=IGNORE):
-    """{index: set of mask values} of the samples with masks, without the ignored values."""
-    ignored = {ignore_index, IGNORE}
-    return {i: set(np.unique(np.asarray(open_raw_mask(data_root, sample))).tolist()) - ignored
-            for i, sample in enumerate(tqdm(samples, 'masks', disable=None)) if sample.mask}
+def read_classes(samples, data_root, ignore_index=IGNORE, palette='check'):
+    """{index: set of mask values} of the samples with masks, without the ignored values.
+
+    `palette` is like the config key. Raises FileProblems.
+    """
+    classes, palettes = {}, PaletteRecord(palette)
+    for i, sample in enumerate(tqdm(samples, 'masks', disable=None)):
+        if sample.mask:
+            mask = open_raw_mask(data_root, sample)
+            palettes.check(data_root, sample, used_colours(mask))
+            classes[i] = set(np.unique(np.asarray(mask)).tolist()) - {ignore_index, IGNORE}
+    return classes
 
 
 def choose(samples, labeled, val, seed, classes):

@@ -18,7 +18,7 @@ from dssn.tools.experiments.grid import add_grid_options, plan_runs, read_experi
 from dssn.tools.experiments.list_runs import command_text
 from dssn.tools.experiments.predictions import render_predictions
 from dssn.tools.experiments.progress import FINISHED, progress_of
-from dssn.tools.report import legend, markdown_table, mean_text
+from dssn.tools.report import few_classes_notes, legend, markdown_table, mean_text
 from dssn.tools.run_folders import Row, mean_and_deviation, read_run, row_scores
 from dssn.yaml_text import read_mapping
 
@@ -116,6 +116,7 @@ def experiment_section(path, args, pictures, before):
         lines += [score_table(groups, experiment.reference), '',
                   f'{legend(rows)}{gain_note(experiment.reference)}.', '',
                   *common_facts(done), '']
+        lines += [line + '\n' for line in few_classes_notes(rows)]
         lines += ['IoU of each class, student at the last epoch, mean over seeds:', '',
                   class_table(groups), '']
         if experiment.findings:

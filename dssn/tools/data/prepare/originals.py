@@ -6,8 +6,13 @@ import os
 import numpy as np
 
 from dssn.data.files import open_untrusted
+from dssn.data.palettes import PaletteRecord
+from dssn.data.stored import NotIndices, read_indices, used_colours
 from dssn.errors import UserError
 from dssn.labels import IGNORE
+
+# Of the masks that this process reads. Masks in different folders may have different palettes.
+PALETTES = PaletteRecord('check')
 
 
 def require_entries(option, folder, names, layout):
@@ -77,15 +82,20 @@ def read_values(path, modes=('L', 'P')):
     """The pixels of an 8-bit image: uint8 (H, W), or (H, W, 3) if its mode is RGB.
 
     Raises:
-        UserError: it cannot be read, or its mode is not one of Pillow's `modes`.
+        UserError: it cannot be read, its mode is not one of Pillow's `modes`, its values are not
+            class indices as they were written, or its palette contradicts that of another mask.
     """
     with _opened(path) as image:
         if image.mode not in modes:
             raise UserError(f'{path}: is a {image.mode} image, but a mask of this set is one of '
                             f'{", ".join(modes)} (8 bits; P is a palette); unpack the official '
                             'archive')
-        image.load()  # raises an error for a damaged file, which older NumPy releases would hide
-        return np.array(image)
+        # Decoding raises an error for a damaged file, which older NumPy releases would hide.
+        mask = read_indices(image)
+    conflict = PALETTES.conflict(os.path.dirname(path), path, used_colours(mask))
+    if conflict:
+        raise UserError(f'{path}: {conflict}')
+    return np.array(mask)
 
 
 @contextlib.contextmanager
@@ -93,6 +103,8 @@ def _opened(path):
     try:
         with open_untrusted(path) as image:
             yield image
+    except NotIndices as error:
+        raise UserError(f'{path}: {error}') from None
     except UserError:
         raise
     except Exception as error:  # a damaged file makes Pillow raise almost any error
