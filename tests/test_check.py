@@ -229,7 +229,7 @@ def mask_of_the_turned_image(world):
 @damage
 def gray_mask_saved_as_rgb(world):
     name = change_mask(world, 'labeled', 1, lambda mask: np.stack([mask] * 3, -1))
-    return 'mask_colour', 'labeled', 1, name, ['RGB', 'three channels are equal', 'getchannel(0)']
+    return 'mask_colour', 'labeled', 1, name, ['RGB', 'three channels are equal', '[..., 0]']
 
 
 @damage
@@ -242,7 +242,7 @@ def mask_in_colours(world):
 @damage
 def mask_with_alpha(world):
     name = change_mask(world, 'labeled', 5, lambda mask: Image.fromarray(mask).convert('LA'))
-    return 'mask_colour', 'labeled', 5, name, ['LA', 'alpha', 'getchannel(0)']
+    return 'mask_colour', 'labeled', 5, name, ['LA', 'alpha', '[..., 0]']
 
 
 @damage
@@ -256,13 +256,13 @@ def image_and_mask_swapped(world):
 @damage
 def mask_of_16_bits(world):
     name = change_mask(world, 'labeled', 2, lambda mask: mask.astype(np.uint16))
-    return 'mask_depth', 'labeled', 2, name, ['8-bit', '0..2 fit into 8', "astype('uint8')"]
+    return 'mask_depth', 'labeled', 2, name, ['8-bit', '0..2, which fit into 8', 'uint8']
 
 
 @damage
 def mask_of_1_bit(world):
     name = change_mask(world, 'labeled', 2, lambda mask: mask > 0)
-    return 'mask_depth', 'labeled', 2, name, ['8-bit', '1 bit', 'value // 255']
+    return 'mask_depth', 'labeled', 2, name, ['8-bit', '1 bit', 'np.uint8(values)']
 
 
 @damage

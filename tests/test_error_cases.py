@@ -10,7 +10,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 REMEDY = re.compile(
     r'\b(write|set|give|name|did you mean|must|take|choose|use|run|leave|get|make|convert|allowed|'
     r'keep|correct|copy|save|missing|known|remove|divide|subtract|resize|lower|quote|fewer|turned|'
-    r'download|expected|build|drop)\b', re.IGNORECASE)
+    r'download|expected|export|build|drop)\b', re.IGNORECASE)
 
 
 @pytest.mark.parametrize('function', [pytest.param(function, id=f'{section}: {mistake}')

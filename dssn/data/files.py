@@ -126,16 +126,19 @@ def check_size(data_root, sample, mask, size):
     """Raise a FileProblem if the size of a mask is not (width, height) `size` of its image."""
     if mask.size == tuple(size):
         return
-    advice = 'they must be of one size: was one of them cropped, or is the line wrong?'
+    advice = 'they must be of one size'
     if mask.size == tuple(size)[::-1]:
         turn = exif_orientation(os.path.join(data_root, sample.image))
-        advice = 'width and height are swapped: is one of them turned?' if turn < 5 else (
-            f'the mask fits the image as viewers turn it (EXIF orientation {turn}), but training '
+        advice += '; width and height are swapped: is one of them turned?' if turn < 5 else (
+            f': the mask fits the image as viewers turn it (EXIF orientation {turn}), but training '
             'reads the stored pixels; turn these: ImageOps.exif_transpose(image), then save it')
     elif abs(mask.width * size[1] - mask.height * size[0]) < max(size):
-        advice = ('resize the mask without new values: '
-                  '`dssn.data.stored.read_indices(Image.open(path))'
-                  f'.resize({tuple(size)}, Image.NEAREST).save(png)`')
+        advice += ('. Was the mask cropped? Then crop its image in the same way. Was it resized? '
+                   'Then resize it back without new values: '
+                   '`dssn.data.stored.read_indices(Image.open(path))'
+                   f'.resize({tuple(size)}, Image.NEAREST).save(png)`')
+    else:
+        advice += ': was one of them cropped, or is the line wrong?'
     path = os.path.join(data_root, sample.mask)
     raise FileProblem(f'{sample.place}: mask {path} is {mask.width}x{mask.height} but its image '
                       f'{sample.image} is {size[0]}x{size[1]}; {advice}', 'size_mismatch',
@@ -254,7 +257,7 @@ def _format_advice(path, is_mask):
     if head.startswith(b'\x93NUMPY'):
         return ('it is a NumPy array; if it is uint8 (height, width, 3), name a PNG on the line: '
                 '`Image.fromarray(np.load(path)).save(png)`')
-    return 'convert it to JPEG or PNG'
+    return 'convert it to PNG'
 
 
 def missing_file_problem(data_root, name, sample):
