@@ -24,8 +24,8 @@ from dssn.data.palettes import PaletteRecord
 from dssn.errors import UserError
 from tests.test_prepare import LABELS, TRAIN_ID_OF_NAME, make_cityscapes, make_coco
 
+DOCS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'docs/data.md')
 SHAPE = (24, 16)
-VOC_VOID = 255
 
 
 def mask_of(*values):
@@ -123,7 +123,7 @@ CLASSES11 = mask_of(*range(11))
 IGNORED11 = mask_of(*range(11), 255)
 FIVE = mask_of(*range(5), 255)
 WIDE = FIVE.astype('int64')
-VOC = mask_of(*range(21), VOC_VOID)
+VOC = mask_of(*range(21), 255)
 ALPHA = mask_of(0, 1, 2)
 WITH_7, WITH_200, WITH_6_8 = (mask_of(*range(5), *values) for values in ((7,), (200,), (6, 8)))
 
@@ -358,6 +358,22 @@ def test_coco_gets_masks_without_gaps(tmp_path, monkeypatch):
     assert set(np.unique(mask)) == {0, 1, 12, 80, 255}  # the categories 1, 13, 90, and the crowd
 
 
+def test_the_script_of_the_docs_applies_a_line_to_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with open(DOCS, encoding='utf-8') as file:
+        script, = re.findall('```python\n(import glob.*?)```', file.read(), re.S)
+    clinic = Clinic(tmp_path, 11)
+    bad = IGNORED11 + np.uint8(1)  # 0 is ignored
+    clinic.store(bad)
+    remedy = remedies_in(clinic.message())[-1][0]
+    os.makedirs('data/mine/masks')
+    Image.fromarray(bad).save('data/mine/masks/a.b.png')
+    example = re.search('^ +(values = .*)$', script, re.M).group(1)
+    exec(script.replace(example, remedy), {})
+    new = np.asarray(Image.open('data/mine/new_masks/a.b.png'))
+    np.testing.assert_array_equal(new, IGNORED11)
+
+
 # Images.
 
 def message_of_image(folder, name='image.png'):
@@ -375,6 +391,7 @@ def test_an_image_that_is_an_array(tmp_path):
     assert (np.asarray(open_image(str(tmp_path), Sample('image.png', None, ''))) == pixels).all()
 
 
+@pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
 @pytest.mark.parametrize('limit', [200, 400])  # Pillow refuses above twice the limit itself
 def test_a_large_image_is_read_with_the_limit_that_is_named(tmp_path, monkeypatch, limit):
     Image.new('RGB', (30, 20)).save(str(tmp_path / 'image.png'))
@@ -392,6 +409,9 @@ def test_the_lines_that_errors_ask_for(tmp_path):
         check_files([Sample('b.jpg', None, 'line 1')], str(tmp_path), masks=False)
     name = re.search(r'the folder has (\S+):', str(caught.value)).group(1)
     check_files([Sample(name, None, 'line 1')], str(tmp_path), masks=False)
+    (tmp_path / 'c.json').touch()  # not an image
+    with pytest.raises(UserError, match='correct the line or data_root'):
+        check_files([Sample('c.jpg', None, 'line 1')], str(tmp_path), masks=False)
     with pytest.raises(UserError, match='with a tab between the two'):
         parse_line('my images/1.png masks/1.png', 'line 1', True)
     assert parse_line('my images/1.png\tmasks/1.png', 'line 1', True).mask == 'masks/1.png'
@@ -400,3 +420,46 @@ def test_the_lines_that_errors_ask_for(tmp_path):
     assert parse_line('/a/1.png masks/1.png', 'line 1', True, allow_outside=True)
     with pytest.raises(UserError, match='write paths below data_root$'):
         parse_line('/a/1.png masks/1.png', 'line 1', True, allow_outside=None)
+
+
+# Any file.
+
+def any_mask(rng):
+    """A mask file with some values: gray, deep, an array, or of several channels."""
+    values = rng.choice([0, 1, 2, 7, 128, 200, 255, 256, 514, 65535, -1], rng.integers(1, 5), False)
+    index = rng.choice(values, SHAPE)
+    kind = rng.integers(4)
+    if kind == 0:
+        return np.clip(index, 0, 255).astype('uint8')
+    if kind == 1:
+        return index.astype(rng.choice(['int32', 'float32']))
+    if kind == 2:
+        return saved(index.astype(rng.choice(['int32', 'int64', 'float32', 'float64', 'uint16'])))
+    mode = rng.choice(['LA', 'RGB', 'RGBA', 'CMYK'])
+    bands = [Image.fromarray(rng.choice(np.clip(values, 0, 255), SHAPE).astype('uint8'))
+             for _ in mode]
+    image = Image.merge(str(mode), bands)
+    return lambda file: image.save(file, 'TIFF')
+
+
+def test_every_remedy_runs(tmp_path):
+    rng = np.random.default_rng(0)
+    count = 0
+    for _ in range(300):
+        clinic = Clinic(tmp_path, int(rng.integers(2, 9)), int(rng.choice([255, 0, 1])))
+        clinic.store(any_mask(rng))
+        try:
+            clinic.open()
+            continue
+        except UserError as error:
+            found = remedies_in(str(error))
+        shutil.copy(clinic.path, str(tmp_path / 'bad'))
+        for remedy in found:
+            if not remedy[0].startswith('colours ='):
+                shutil.copy(str(tmp_path / 'bad'), clinic.path)
+                clinic.apply(remedy)
+                count += 1
+                if remedy[0].startswith('values'):
+                    with Image.open(clinic.path) as image:
+                        assert image.mode == 'L'
+    assert count > 200

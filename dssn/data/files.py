@@ -286,6 +286,7 @@ def missing_file_problem(data_root, name, sample):
 @functools.lru_cache(maxsize=8)
 def _names_by_stem(folder):
     try:
-        return {os.path.splitext(name)[0].lower(): name for name in sorted(os.listdir(folder))}
+        return {os.path.splitext(name)[0].lower(): name for name in sorted(os.listdir(folder))
+                if os.path.splitext(name)[1].lower() in Image.registered_extensions()}
     except (OSError, ValueError):
         return {}

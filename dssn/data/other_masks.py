@@ -51,6 +51,8 @@ def cause_of_array(values, name, source=PIXELS):
     def written(index):
         return rewrite(index, source)
     values = np.unique(values)
+    if values.dtype.kind == 'f':
+        values = values.astype(float)  # 16 bits would overflow
     known = (values >= 0) & (values <= IGNORE) & (values == np.floor(values))
     others = [number_text(value) for value in values[~known]]
     span = f'its values are {number_text(values[0])}..{number_text(values[-1])}'
