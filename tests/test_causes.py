@@ -39,6 +39,7 @@ def indexed(indices, colours):
     ([0, 64, 128, 191, 255], 5, ['multiplied by 63.75']),
     ([0, 85, 255], 4, ['multiplied by 85']),  # one class does not occur
     ([0, 170], 4, ['multiplied by 85 (or by 170 or 56.6667']),  # classes do not occur
+    ([0, 254, 255], 3, ['0, 254 look', 'ignore_index: 254']),     # 254 and 255 are not one index
     ([0, 46, 92], 11, ['which class is each of 46, 92?']),       # of five factors
     ([0, 20, 40, 100], 7, ['multiplied by 20']),
     (range(0, 255, 3), 21, ['photograph', 'NEAREST']),

@@ -370,6 +370,7 @@ def test_bad_data_is_reported_by_file_and_line(tiny_world, capsys, name):
     assert status == 1 and problem['severity'] == 'error'
     out = capsys.readouterr().out
     assert problem['message'] in out and KINDS[kind][1] in out
+    assert ('docs/data.md has the script' in out) == ('`values = ' in problem['message'])
     errors = [p for p in report['problems'] if p['severity'] == 'error']
     assert errors == [problem] and report['errors'] == 1 and 'errors: 1, ' in out
 

@@ -186,8 +186,10 @@ def factors_of(nonzero, nclass):
     for steps in range(1, nclass):
         factor = top / steps
         tolerance = 1 if factor > 8 else 0  # any value is close to a multiple of a small factor
-        if all(abs(value - factor * max(round(value / factor), 1)) <= tolerance
-               for value in nonzero):
+        indices = [max(round(value / factor), 1) for value in nonzero]
+        if len(set(indices)) == len(indices) and all(
+                abs(value - factor * index) <= tolerance
+                for value, index in zip(nonzero, indices)):
             found.append(factor)
     return found
 

@@ -22,6 +22,9 @@ def report_text(report, show):
     parts = [problems_text(report, kind, show) for kind in KINDS]
     parts += [values_text(report, role) for role in report.totals]
     parts.append(classes_text(report))
+    if any('`values = ' in problem.message for problem in report.problems):
+        parts.append('A line `values = ...` reads the mask `path` and writes the PNG `png`. The '
+                     'section "Checking data" of docs/data.md has the script that runs it.')
     parts.append(f'errors: {report.count(ERROR)}, warnings: {report.count(WARNING)}')
     return '\n' + '\n\n'.join(part for part in parts if part)
 
