@@ -360,14 +360,32 @@ def half_an_image():
 # ---- masks
 
 def mask_case(mistake, make, part='labeled', every=False):
-    """`make` returns the mask of the first line of the list, or of every line."""
+    """`make` returns the mask of the first line of the list, or of every line, or its file."""
     def run():
         with open(f'{part}.txt') as file:
             names = [text.split()[1] for text in file]
         for name in names if every else names[:1]:
-            make(np.array(Image.open(f'data/{name}'))).save(f'data/{name}')
+            path = f'data/{name}'
+            mask = make(np.array(Image.open(path)))
+            write(path, mask) if isinstance(mask, bytes) else mask.save(path)
         return train()
     CASES.append(('Masks', mistake, run))
+
+
+def as_file(file_format, **options):
+    def make(mask):
+        file = io.BytesIO()
+        Image.fromarray(mask).save(file, file_format, **options)
+        return file.getvalue()
+    return make
+
+
+def own_palette(mask):
+    """As an editor saves it: the colours come in the order of their first pixels."""
+    first = list(dict.fromkeys(mask.ravel().tolist()))
+    image = Image.fromarray(np.argsort(first).astype(np.uint8)[mask])
+    image.putpalette([channel for value in first for channel in (90 * value, 0, 0)])
+    return image
 
 
 def with_value(value):
@@ -381,6 +399,13 @@ mask_case('In colour', lambda mask: Image.fromarray(np.stack([mask] * 3, -1)))
 mask_case('With an alpha channel', lambda mask: Image.fromarray(mask).convert('LA'))
 mask_case('Of 1 bit', lambda mask: Image.fromarray(mask > 1))
 mask_case('Of 16 bits', lambda mask: Image.fromarray(mask.astype(np.uint16)))
+mask_case('As JPEG', as_file('JPEG'))
+mask_case('As a TIFF of pages', as_file('TIFF', save_all=True,
+                                        append_images=[Image.new('L', (40, 30))]))
+mask_case('As PGM with the number of classes as its maximum',
+          lambda mask: b'P5 40 30 2\n' + mask.tobytes())
+mask_case('With palettes of their own', own_palette, every=True)
+mask_case('Of one class', lambda mask: Image.fromarray(mask * 0), every=True)
 mask_case('Of another size than its image', lambda mask: Image.fromarray(mask[:-1, :-2]))
 mask_case('Half as large as its image', lambda mask: Image.fromarray(mask[::2, ::2]))
 mask_case('Turned', lambda mask: Image.fromarray(mask.T.copy()))

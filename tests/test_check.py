@@ -293,6 +293,41 @@ def mask_saved_as_jpeg(world):
 
 
 @damage
+def mask_of_pages(world):
+    from test_stored import PAGES
+    name = overwrite(world, 'val', 2, True, PAGES)
+    return 'mask_pages', 'val', 2, name, ['holds 3 pages', 'np.argmax']
+
+
+@damage
+def mask_with_0_as_white(world):
+    from test_stored import tiff
+    mask = np.array(Image.open(path_of(world, 'val', 2, True)))
+    name = overwrite(world, 'val', 2, True, tiff(255 - mask, photometric=0))
+    return 'mask_scaled', 'val', 2, name, ['0 as white', '(255 - v)']
+
+
+@damage
+def masks_with_two_palettes(world):
+    for line, colours in ((1, [0] * 6 + [128, 0, 0]), (3, [0] * 6 + [0, 128, 0])):
+        def change(mask, colours=colours):
+            image = Image.fromarray(mask)
+            image.putpalette(colours)
+            return image
+        name = change_mask(world, 'val', line, change)
+    return ('mask_palettes', 'val', 3, name,
+            ['(0, 128, 0) for index 2, but', path_of(world, 'val', 1, True), '(128, 0, 0)',
+             'palette: ignore'])
+
+
+@damage
+def labeled_masks_of_one_class(world):
+    for line in range(1, 6):
+        change_mask(world, 'labeled', line, lambda mask: mask * 0)
+    return 'one_class', 'labeled', None, None, ['all 5 masks', 'only class 0', 'export the masks']
+
+
+@damage
 def all_masks_are_0_and_255(world):
     for line in range(1, 6):
         change_mask(world, 'labeled', line,
@@ -839,6 +874,40 @@ def test_training_checks_some_masks_of_long_lists(tiny_world, monkeypatch):
     with pytest.raises(UserError):
         quick.quick_check(world.load(seed=1), *samples)
     assert sorted(places) != first
+
+
+def test_labeled_masks_are_read_until_two_classes_are_seen(tiny_world, monkeypatch):
+    world = tiny_world(n_labeled=3)
+    for line in (1, 2, 3):
+        change_mask(world, 'labeled', line, lambda mask: mask * 0)
+    one, two = lines(world, 'labeled')[:2]
+    change_mask(world, 'labeled', 2, lambda mask: mask * 0 + np.eye(*mask.shape, dtype='uint8'))
+    places = []
+    real = quick.inspect_quickly
+    monkeypatch.setattr(quick, 'inspect_quickly',
+                        lambda *args: places.append(args[-1].place) or real(*args))
+    # Only the mask that is read last has class 1.
+    cfg = world.load()
+    last = np.random.default_rng(cfg.seed).permutation(100)[-1]
+    write(world, 'labeled', [two if i == last else one for i in range(100)])
+    assert quick.some_mask_problems(cfg, 'labeled', read_list(world.labeled))[0].kind \
+        == 'absent_class'
+    assert len(set(places)) == 100
+    write(world, 'labeled', [one] * 100)
+    problem, _ = quick.some_mask_problems(cfg, 'labeled', read_list(world.labeled))
+    assert problem.kind == 'one_class' and 'all 100 masks read hold only class 0' in problem.message
+    del places[:]
+    write(world, 'labeled', [two] * 100)
+    assert quick.some_mask_problems(cfg, 'labeled', read_list(world.labeled)) == []
+    assert len(places) == 32  # too few to say that a class is absent
+
+
+def test_training_warns_of_an_absent_class_like_check(tiny_world):
+    world = tiny_world()
+    class_absent_from_labeled(world)
+    samples = read_list(world.labeled), None, read_list(world.val)
+    message = found(checked(world)[1], 'absent_class')[0]['message']
+    assert quick.quick_check(world.load(), *samples) == ['warning: ' + message]
 
 
 def test_further_errors_of_the_kind_are_counted(tiny_world):

@@ -426,6 +426,17 @@ def test_table_shows_every_class_and_network():
     assert '1 of 5 classes' in lines[-1]
 
 
+@pytest.mark.parametrize('matrix, last', [
+    ([[9, 0, 0], [0, 0, 0], [0, 0, 0]], 'student: mIoU is the score of a single class'),
+    ([[9, 1, 0], [0, 0, 0], [0, 0, 0]], 'student: mean accuracy is the score of a single class'),
+    ([[0] * 3] * 3, 'student: mIoU is over no class'),
+    ([[9, 0, 0], [0, 1, 0], [0, 0, 0]], None)])
+def test_a_mean_over_fewer_than_two_classes_is_marked(matrix, last):
+    text = evaluation.table({'student': scores(torch.tensor(matrix))}, ['sky', 'road', 'car'])
+    warnings = [line for line in text.splitlines() if 'warning' in line]
+    assert len(warnings) == bool(last) and (not last or warnings[0].startswith('warning: ' + last))
+
+
 def test_table_with_details():
     lines = evaluation.table({'student': scores(MATRIX)}, ['sky', 'road', 'car', 'bus', 'tram'],
                              details=True).splitlines()

@@ -170,6 +170,15 @@ def test_the_text_without_a_teacher_or_a_selection():
     assert 'nothing was selected' in text.splitlines()[-1]
 
 
+def test_a_summary_marks_the_score_of_a_single_class():
+    classes = {'a': {'sky': 100.0, 'road': None}, 'b': {'sky': 90.0, 'road': 0.0}}
+    for student, marked in (('a', True), ('b', False)):
+        found = metrics.summarise([line(1, 45.0, student_iou=classes[student])], 'original')
+        text = metrics.text(found)
+        assert ('warning: student: mIoU is the score of a single class' in text) == marked
+        assert ('scored_classes' in found['best']['student']) == marked
+
+
 def test_the_text_with_another_list():
     lines = [line(1, 40.0, 41.0, select_on={'student': 3.0, 'teacher': 4.0})]
     text = metrics.text(metrics.summarise(lines, 'original'))

@@ -99,6 +99,13 @@ def test_a_single_run_has_no_deviation(make, capsys):
     assert row['teacher best'] == row['teacher last'] == '-' and 'deviation' not in note
 
 
+def test_the_score_of_a_single_class_is_marked(make, capsys):
+    one = {'student_iou': {'sky': 100.0, 'road': None, 'car': None}}
+    _, notes = report(capsys, make('one', [100.0], line=one))
+    note, = [note for note in notes if 'warning' in note]
+    assert note.startswith('row 1: warning: student: mIoU is the score of a single class')
+
+
 def test_the_best_is_the_one_that_was_selected(make, capsys):
     # On val epoch 2 is higher, but it was not chosen.
     folder = make('one', [40.0, 60.0, 30.0], select_on='s.txt')

@@ -60,16 +60,19 @@ def some_mask_problems(cfg, role, samples):
 
     def inspect(index):
         return inspect_quickly(cfg.data_root, cfg.nclass, cfg.ignore_index, samples[index])
+
+    def look(indices):
+        for index, inspected in zip(indices, pool.map(inspect, indices)):
+            problems.extend(sample_problems(cfg.data_root, role, samples[index], inspected,
+                                            palettes))
+            if inspected.counts is not None:
+                totals.add(inspected.counts)
     with ThreadPoolExecutor(4) as pool:  # Pillow decodes several files in parallel
-        for start in range(0, len(samples), MASKS_PER_LIST):
-            indices = np.sort(order[start:start + MASKS_PER_LIST])
-            for index, inspected in zip(indices, pool.map(inspect, indices)):
-                problems += sample_problems(cfg.data_root, role, samples[index], inspected,
-                                            palettes)
-                if inspected.counts is not None:
-                    totals.add(inspected.counts)
+        look(np.sort(order[:MASKS_PER_LIST]))
+        for index in order[MASKS_PER_LIST:]:
             if role != 'labeled' or len(totals.classes) > 1 or has_error(problems):
                 break
+            look([index])
     path = cfg.list_paths.get(role)
     problems += unusable_mask_problems(role, path, totals, cfg.ignore_index)
     if role == 'labeled' and totals.masks == len(samples):
