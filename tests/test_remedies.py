@@ -19,7 +19,7 @@ from dssn.data.check.findings import PixelTotals, unusable_mask_problems
 from dssn.data.check.inspection import inspect_sample
 from dssn.data.classes import PALETTES, voc_colour
 from dssn.data.files import open_image, open_mask
-from dssn.data.lists import Sample, check_files, parse_line
+from dssn.data.lists import Sample, check_files, parse_line, read_list
 from dssn.data.palettes import PaletteRecord
 from dssn.errors import UserError
 from tests.test_prepare import LABELS, TRAIN_ID_OF_NAME, make_cityscapes, make_coco
@@ -279,6 +279,28 @@ def test_gray_colours_lead_to_the_mask_in_colour(tmp_path):
     np.testing.assert_array_equal(clinic.open(), IGNORED11)
 
 
+def test_a_mask_that_was_resized_smoothly_is_resized_again(tmp_path):
+    original = np.array([[0, 200], [40, 90]], np.uint8).repeat(12, 0).repeat(8, 1)
+    clinic = Clinic(tmp_path, 30)
+    clinic.store(Image.fromarray(original).resize((96, 64), Image.BICUBIC))
+    message = clinic.message((96, 64))
+    new_filter, = re.findall(r'Image\.(\w+)', message)
+    clinic.store(Image.fromarray(original).resize((96, 64), getattr(Image, new_filter)))
+    clinic.config['nclass'] = 201
+    assert set(np.unique(clinic.open((96, 64)))) == {0, 40, 90, 200}
+
+
+def test_image_and_mask_swapped(tmp_path):
+    clinic = Clinic(tmp_path, 5)
+    photo = np.random.default_rng(0).integers(0, 256, (*SHAPE, 3)).astype('uint8')
+    clinic.store(photo)
+    Image.fromarray(FIVE).save(str(tmp_path / 'image.png'))
+    assert 'swapped on the line?' in clinic.message()
+    clinic.sample = Sample('mask', 'image.png', 'list.txt line 1')
+    np.testing.assert_array_equal(clinic.open(), FIVE)
+    np.testing.assert_array_equal(np.asarray(open_image(clinic.folder, clinic.sample)), photo)
+
+
 def test_a_mask_is_resized_without_new_values(tmp_path):
     clinic = Clinic(tmp_path, 5)
     clinic.store(palette(FIVE.repeat(2, 0).repeat(2, 1), 256))
@@ -412,6 +434,13 @@ def test_the_lines_that_errors_ask_for(tmp_path):
     (tmp_path / 'c.json').touch()  # not an image
     with pytest.raises(UserError, match='correct the line or data_root'):
         check_files([Sample('c.jpg', None, 'line 1')], str(tmp_path), masks=False)
+    with pytest.raises(UserError, match='write / between folders'):
+        check_files([Sample('d\\b.JPG', None, 'line 1')], str(tmp_path), masks=False)
+    (tmp_path / 'list.txt').write_text('b.JPG m.png\n', encoding='utf-16')
+    with pytest.raises(UserError, match='save it as UTF-8'):
+        read_list(str(tmp_path / 'list.txt'))
+    (tmp_path / 'list.txt').write_text('b.JPG m.png\n', encoding='utf-8-sig')
+    assert read_list(str(tmp_path / 'list.txt'))[0][:2] == ('b.JPG', 'm.png')
     with pytest.raises(UserError, match='with a tab between the two'):
         parse_line('my images/1.png masks/1.png', 'line 1', True)
     assert parse_line('my images/1.png\tmasks/1.png', 'line 1', True).mask == 'masks/1.png'

@@ -128,7 +128,7 @@ def check_root(data_root):
     """Raise a UserError if the data root is not a folder."""
     if not os.path.isdir(data_root):
         raise UserError(f"data_root = '{data_root}': no such folder; set it to the folder of the "
-                        'data set, in the config, with --set data_root=..., or with --data-root')
+                        'data set (in the config, or --set data_root=...)')
 
 
 def _missing(data_root, names):

@@ -51,6 +51,9 @@ def run(args):
     if os.path.realpath(args.out) == os.path.realpath(args.data_root):
         raise UserError(f'--out {args.out}: is --data-root, which is only read; choose another '
                         'folder')
+    if not os.path.isdir(args.data_root):
+        raise UserError(f'--data-root {args.data_root}: no such folder; name the folder that the '
+                        'lists are relative to')
     samples = [sample for listed in lists.values() for sample in listed]
     for sample in samples:
         check_names(sample)
