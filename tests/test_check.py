@@ -304,7 +304,7 @@ def mask_with_0_as_white(world):
     from test_stored import tiff
     mask = np.array(Image.open(path_of(world, 'val', 2, True)))
     name = overwrite(world, 'val', 2, True, tiff(255 - mask, photometric=0))
-    return 'mask_scaled', 'val', 2, name, ['0 as white', '(255 - v)']
+    return 'mask_scaled', 'val', 2, name, ['0 as white', '(255 - values)']
 
 
 @damage

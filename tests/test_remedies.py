@@ -23,6 +23,7 @@ from dssn.data.lists import Sample, check_files, parse_line, read_list
 from dssn.data.palettes import PaletteRecord
 from dssn.errors import UserError
 from tests.test_prepare import LABELS, TRAIN_ID_OF_NAME, make_cityscapes, make_coco
+from tests.test_stored import tiff
 
 DOCS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'docs/data.md')
 SHAPE = (24, 16)
@@ -179,6 +180,11 @@ PATIENTS = {
     '0, 32768 and 65535': (np.array([0, 32768, 65535], 'uint16')[ALPHA], 3, 255, [ALPHA]),
     '1000 for void': (np.where(FIVE == 255, 1000, WIDE).astype('uint16'), 5, 255, [FIVE]),
     '-1 and -2': (np.array([0, -1, -2], 'int32')[ALPHA], 3, 255, [changed(ALPHA, _1=255, _2=255)]),
+    # Other files.
+    'TGA': (lambda file: Image.fromarray(FIVE).save(file, 'TGA'), 5, 255, [FIVE]),
+    **{f'0 as white, {bits} bits': (
+        lambda file, bits=bits: file.write(tiff(FIVE & (2 ** bits - 1), bits=bits, photometric=0)),
+        16, 255, [FIVE & (2 ** bits - 1)]) for bits in (1, 2, 4, 8)},
     # Arrays.
     'npy': (saved(FIVE), 5, 255, [FIVE]),
     'npy of bool': (saved(mask_of(0, 1) > 0), 2, 255, [mask_of(0, 1)]),
