@@ -563,6 +563,8 @@ data_case('prepare: a folder that is not there', 'prepare', 'cityscapes', '--sou
 SHRINK = ['shrink', 'labeled.txt', '--data-root', 'data', '--by', '2', '--out']
 data_case('shrink: a list that leaves data_root', *SHRINK, 'small',
           prepare=lambda: line('labeled', 1, '../a.png b.png'))
+data_case('shrink: a data root that is not there', 'shrink', 'labeled.txt', '--data-root', 'x',
+          '--by', '2', '--out', 'small')
 data_case('shrink: over the originals', *SHRINK, 'data')
 data_case('shrink: masks as JPEG', *SHRINK, 'small',
           prepare=lambda: line('labeled', 1, 'images/labeled0.png masks/labeled0.jpg'))

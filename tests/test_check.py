@@ -228,7 +228,7 @@ def half_turned_image(world):
 @damage
 def gray_mask_saved_as_rgb(world):
     name = change_mask(world, 'labeled', 1, lambda mask: np.stack([mask] * 3, -1))
-    return 'mask_colour', 'labeled', 1, name, ['RGB', 'three channels are equal', 'getchannel(0)']
+    return 'mask_colour', 'labeled', 1, name, ['RGB', 'three channels are equal', '[..., 0]']
 
 
 @damage
@@ -241,7 +241,7 @@ def mask_in_colours(world):
 @damage
 def mask_with_alpha(world):
     name = change_mask(world, 'labeled', 5, lambda mask: Image.fromarray(mask).convert('LA'))
-    return 'mask_colour', 'labeled', 5, name, ['LA', 'alpha', 'getchannel(0)']
+    return 'mask_colour', 'labeled', 5, name, ['LA', 'alpha', '[..., 0]']
 
 
 @damage
@@ -255,13 +255,13 @@ def image_and_mask_swapped(world):
 @damage
 def mask_of_16_bits(world):
     name = change_mask(world, 'labeled', 2, lambda mask: mask.astype(np.uint16))
-    return 'mask_depth', 'labeled', 2, name, ['8-bit', '0..2 fit into 8', "astype('uint8')"]
+    return 'mask_depth', 'labeled', 2, name, ['8-bit', '0..2, which fit into 8', 'uint8']
 
 
 @damage
 def mask_of_1_bit(world):
     name = change_mask(world, 'labeled', 2, lambda mask: mask > 0)
-    return 'mask_depth', 'labeled', 2, name, ['8-bit', '1 bit', 'value // 255']
+    return 'mask_depth', 'labeled', 2, name, ['8-bit', '1 bit', 'np.uint8(values)']
 
 
 @damage
@@ -303,7 +303,7 @@ def mask_with_0_as_white(world):
     from test_stored import tiff
     mask = np.array(Image.open(path_of(world, 'val', 2, True)))
     name = overwrite(world, 'val', 2, True, tiff(255 - mask, photometric=0))
-    return 'mask_scaled', 'val', 2, name, ['0 as white', '(255 - v)']
+    return 'mask_scaled', 'val', 2, name, ['0 as white', '(255 - values)']
 
 
 @damage
@@ -404,6 +404,7 @@ def test_bad_data_is_reported_by_file_and_line(tiny_world, capsys, name):
     assert status == 1 and problem['severity'] == 'error'
     out = capsys.readouterr().out
     assert problem['message'] in out and KINDS[kind][1] in out
+    assert ('docs/data.md has the script' in out) == ('`values = ' in problem['message'])
     errors = [p for p in report['problems'] if p['severity'] == 'error']
     assert errors == [problem] and report['errors'] == 1 and 'errors: 1, ' in out
 

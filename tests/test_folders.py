@@ -103,7 +103,7 @@ def test_a_given_data_root_must_hold_all_files(tree):
     (['m/a.png'], r'--images i: no such folder'),
     (['i/.hidden.jpg', 'm/a.png'], r'--images i: no file found with an ending of .jpg'),
     (['i/a.jpg', 'm/a.txt'], r'--masks m: no file found'),
-    (['i/a.jpg', 'm/a.jpg'], r'm.a.jpg is a JPEG.*save masks as PNG'),
+    (['i/a.jpg', 'm/a.jpg'], r'm.a.jpg is a JPEG.*export the masks again as PNG'),
     (['i/a.jpg', 'm/b.png'], r'no mask matches an image by stem \(image i.a.jpg, mask m.b.png\)'),
     (['i/a.jpg', 'm/a.png', 'm/x/a.png'], r'image i.a.jpg: two masks match it, m.a.png and m.x.a'),
 ])

@@ -2,13 +2,15 @@
 import contextlib
 import functools
 import os
+import re
 import warnings
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from dssn.data import headers
-from dssn.data.causes import cause_of_colours, cause_of_depth, cause_of_values
+from dssn.data.causes import cause_of_values
+from dssn.data.other_masks import cause_of_array_file, cause_of_colours, cause_of_depth
 from dssn.data.stored import NotIndices, read_indices, used_colours
 from dssn.errors import UserError
 from dssn.labels import IGNORE
@@ -125,7 +127,7 @@ def open_raw_mask(data_root, sample):
     if mask.mode in ('L', 'P'):
         return mask
     wrong_depth = mask.mode[0] in 'IF1'
-    cause = (cause_of_depth if wrong_depth else cause_of_colours)(mask, sample.mask)
+    cause = cause_of_depth(mask, sample.mask) if wrong_depth else cause_of_colours(mask)
     raise FileProblem(f'{sample.place}: mask {path} is a {mask.mode} image; a mask is an 8-bit PNG '
                       f'of class indices, single channel or palette: {cause}',
                       'mask_depth' if wrong_depth else 'mask_colour', sample.mask)
@@ -163,7 +165,12 @@ def fit_mask(data_root, sample, mask, size, turn=1):
     if mask.size == tuple(size)[::-1]:
         advice += '; width and height are swapped: is one of them turned?'
     elif abs(mask.width * size[1] - mask.height * size[0]) < max(size):
-        advice += ': resize the mask with Image.NEAREST, because other filters make new values'
+        advice += ('. Was the mask cropped? Then crop its image in the same way. Was it resized? '
+                   'Then resize it back without new values: '
+                   '`dssn.data.stored.read_indices(Image.open(path))'
+                   f'.resize({tuple(size)}, Image.NEAREST).save(png)`')
+    else:
+        advice += ': was one of them cropped, or is the line wrong?'
     path = os.path.join(data_root, sample.mask)
     shown = f', as viewers show it (EXIF orientation {turn})' if turn != 1 else ''
     raise FileProblem(f'{sample.place}: mask {path} is {mask.width}x{mask.height} but its image '
@@ -209,7 +216,7 @@ def check_values(data_root, sample, index, nclass, ignore_index=IGNORE):
         f'{sample.place}: mask {os.path.join(data_root, sample.mask)} holds value {wrong[0]} on '
         f'{pixels[wrong[0]]} pixels{more}; with nclass = {nclass} a value is 0..{nclass - 1}, or '
         f'{ignored} for ignore. Pixels by value: {histogram_text(pixels)}. Likely cause: '
-        f'{cause_of_values(pixels, nclass, sample.mask)}',
+        f'{cause_of_values(pixels, nclass, sample.mask, ignore_index)}',
         'wrong_values', sample.mask, pixels)
 
 
@@ -231,7 +238,7 @@ def open_untrusted(path):
     limit = Image.MAX_IMAGE_PIXELS = max_pixels()
     with Image.open(path, formats=decoded_formats()) as image:
         if image.width * image.height > limit:
-            raise Image.DecompressionBombError
+            raise Image.DecompressionBombError(f'{image.width * image.height} pixels')
         yield image
 
 
@@ -267,12 +274,14 @@ def _open(data_root, name, sample, read):
         raise missing_file_problem(data_root, name, sample) from None
     except UnidentifiedImageError:
         raise FileProblem(f'{sample.place}: {path} is not an image that Pillow knows: '
-                          f'{_format_advice(path)}', 'unreadable', name) from None
-    except Image.DecompressionBombError:
+                          f'{_format_advice(path, name == sample.mask)}', 'unreadable',
+                          name) from None
+    except Image.DecompressionBombError as error:
+        pixels = re.search(r'\d+', str(error)).group()  # the first number of Pillow's message
         raise FileProblem(f'{sample.place}: {path} has more than {max_pixels()} pixels. The limit '
                           'protects the memory from files that unpack to huge images; cut the '
                           'image into smaller ones, or, if you trust it, set a higher limit in the '
-                          f'environment: {MAX_PIXELS_VARIABLE}=1000000000', 'too_large',
+                          f'environment: `{MAX_PIXELS_VARIABLE}={pixels}`', 'too_large',
                           name) from None
     except Exception as error:  # a damaged file makes Pillow raise almost any error
         kind = 'truncated' if 'truncated' in str(error).lower() else 'unreadable'
@@ -280,18 +289,23 @@ def _open(data_root, name, sample, read):
                           f'{error}; copy or download it again', kind, name) from None
 
 
-def _format_advice(path):
+def _format_advice(path, is_mask):
     """What a file probably is that is not an image, and what to do."""
     with open(path, 'rb') as file:
         head = file.read(64)
     if not head:
         return 'the file is empty; copy or download it again'
     if head.startswith((b'%!PS', b'\xc5\xd0\xd3\xc6')):
-        return 'it is a PostScript program, and programs are not run; convert it to PNG'
+        return 'it is a PostScript program, and programs are not run; export it as PNG'
     if head.startswith(b'version https://git-lfs'):
         return 'it is a pointer to a file in Git LFS; run `git lfs pull`'
     if head.lstrip().startswith(b'<'):
         return 'it begins like a web page; download it again'
+    if is_mask:
+        return cause_of_array_file(path) or 'export it as PNG, which keeps class indices'
+    if head.startswith(b'\x93NUMPY'):
+        return ('it is a NumPy array; if it is uint8 (height, width, 3), name a PNG on the line: '
+                '`Image.fromarray(np.load(path)).save(png)`')
     tiff = headers.tiff_text(path)
     if tiff:
         return (f'it is {tiff}, which Pillow does not decode; write the bands to use as an 8-bit '
@@ -325,6 +339,7 @@ def missing_file_problem(data_root, name, sample):
 @functools.lru_cache(maxsize=8)
 def _names_by_stem(folder):
     try:
-        return {os.path.splitext(name)[0].lower(): name for name in sorted(os.listdir(folder))}
+        return {os.path.splitext(name)[0].lower(): name for name in sorted(os.listdir(folder))
+                if os.path.splitext(name)[1].lower() in Image.registered_extensions()}
     except (OSError, ValueError):
         return {}

@@ -86,7 +86,7 @@ def find_files(pattern, endings, flag):
         jpegs = [path for path in found if path.lower().endswith(('.jpg', '.jpeg'))]
         if jpegs:
             raise UserError(f'{flag} {pattern}: {jpegs[0]} is a JPEG, which changes class '
-                            'indices; save masks as PNG')
+                            'indices; export the masks again as PNG')
         raise UserError(f'{flag} {pattern}: no file found with an ending of '
                         f"{', '.join(endings)}; name a folder, or quote a glob")
     base = os.path.normpath(base)

@@ -25,7 +25,8 @@ def read_list(path, masks=True, allow_outside=False):
     Args:
         path: the list. masks: whether every line must name a mask.
         allow_outside: whether a line may name a file outside the data root, by `..` or an absolute
-            path. Links inside the data root are always followed: their owner has set them.
+            path; None: no, and the error names no way to allow it. Links inside the data root are
+            always followed: their owner has set them.
 
     Returns:
         List of `Sample`, in the order of the file.
@@ -81,10 +82,11 @@ def parse_line(line, place, masks, allow_outside=False):
             raise UserError(f"{place}: '{shorter(line)}' holds a zero byte, which no file name "
                             'has; is this a text file?')
         if not allow_outside and leads_outside(name):
+            more = '' if allow_outside is None else (
+                ', or, if this list may read any file of this machine, set `allow_outside: true` '
+                'in the config, --set allow_outside=true, or `split --allow-outside`')
             raise UserError(f'{place}: {shorter(name)} may lie outside data_root; write paths '
-                            'below data_root, or, if this list may read any file of this machine, '
-                            'set allow_outside: true in the config, --set allow_outside=true, or '
-                            '`split --allow-outside`')
+                            f'below data_root{more}')
     return Sample(parts[0], parts[1] if len(parts) == 2 else None, place)
 
 

@@ -2,6 +2,7 @@
 import os
 
 from dssn.data.files import FileProblem
+from dssn.data.other_masks import in_order
 
 
 class PaletteRecord:
@@ -32,7 +33,7 @@ class PaletteRecord:
         text = self.conflict(sample.place.rpartition(' line ')[0], path, colours)
         if text:
             raise FileProblem(f'{sample.place}: mask {path} {text}; if the indices are right, set '
-                              'palette: ignore', 'mask_palettes', sample.mask)
+                              '`palette: ignore`', 'mask_palettes', sample.mask)
 
     def conflict(self, group, path, colours):
         """Record the colours of a mask; returns what contradicts an earlier mask, or None.
@@ -47,7 +48,8 @@ class PaletteRecord:
             if other == path:  # read again; it may have changed
                 self.seen[group, index] = colour, path
             elif first != colour:
+                known = [seen[0] for key, seen in sorted(self.seen.items()) if key[0] == group]
                 return (f'has colour {colour} for index {index}, but {other} has {first}: their '
-                        'palettes differ, so an index may stand for several classes; save all '
-                        'masks with one palette, or convert each colour to the index of its class')
+                        'palettes differ, so an index may stand for several classes. '
+                        f'Which class is each colour? {in_order(known)}')
         return None

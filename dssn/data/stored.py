@@ -4,6 +4,7 @@ A decoder may change values: lossy compression does, and gray values of fewer th
 to 0..255. Many of the new values are classes, too, so they cannot be found by their value. The file
 is therefore judged by its header.
 """
+from dssn.data.causes import rewrite
 from dssn.errors import UserError
 
 FORMATS = ('PNG', 'TIFF', 'BMP', 'GIF', 'PPM')  # as Pillow names them; PPM includes PGM
@@ -69,7 +70,7 @@ def refuse_format(image):
                          + swapped)
     if name not in FORMATS:
         raise NotIndices('mask_format', f'is a {name} file; masks are PNG, TIFF, BMP, GIF or PGM '
-                         'files: convert it to an 8-bit PNG')
+                         f'files. Convert it to one: {rewrite("values")}')
 
 
 def refuse_pages(image):
@@ -102,8 +103,8 @@ def refuse_channels(image):
     """Raise NotIndices if a TIFF has several channels, of which Pillow would read the first."""
     channels = image.tag_v2.get(TIFF_SAMPLES, 1) if image.format == 'TIFF' else 1
     if channels > 1:
-        raise NotIndices('mask_pages', f'has {channels} channels; a mask has one: if the first '
-                         'holds the class indices, save mask.getchannel(0) as 8-bit PNG')
+        raise NotIndices('mask_pages', f'has {channels} channels; a mask has one. If the first '
+                         f'holds the class indices: {rewrite("values")}')
 
 
 def factor_of(image):
@@ -122,8 +123,9 @@ def factor_of(image):
                          'keep the values')
     if layout in INVERTED:
         raise NotIndices('mask_scaled', 'is stored with 0 as white, so its values are inverted '
-                         'when it is read: save the stored ones as 8-bit PNG: '
-                         f"mask.convert('L').point(lambda v: (255 - v) // {INVERTED[layout]})")
+                         'when it is read. Save the stored ones: '
+                         + rewrite(f'(255 - values) // {INVERTED[layout]}',
+                                   "np.array(Image.open(path).convert('L'))"))
     if image.format == 'BMP' and image.mode != 'P' and bmp_bits(image) != (
             1 if image.mode == '1' else 8):
         # Pillow takes the number of colours for the number of bits.

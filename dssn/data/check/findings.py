@@ -5,6 +5,7 @@ from typing import Dict, NamedTuple, Optional
 
 import numpy as np
 
+from dssn.data.causes import cause_of_0_and_255
 from dssn.labels import IGNORE
 
 ERROR, WARNING = 'error', 'warning'
@@ -218,12 +219,13 @@ class PixelTotals:
         return set(self.histogram()) - {IGNORE}
 
 
-def unusable_mask_problems(role, path, totals):
+def unusable_mask_problems(role, path, totals, ignore_index=IGNORE):
     """[the Problem that all masks of a list hold nothing to learn or to score], or []."""
     values = set(totals.histogram())
     if values == {0, IGNORE}:
         return [Problem('list_0_and_255', f'{path}: all {totals.masks} masks read hold only 0 and '
-                        'ignored pixels (255); if 255 means class 1, divide them by 255', role)]
+                        f'ignored pixels ({ignore_index}); {cause_of_0_and_255(ignore_index)}',
+                        role)]
     if values == {IGNORE}:
         return [Problem('list_ignored', f'{path}: all {totals.masks} masks read hold only ignored '
                         'pixels; correct the masks or ignore_index', role)]

@@ -6,6 +6,7 @@ from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
+from dssn.data.causes import cause_of_0_and_255
 from dssn.data.files import (
     FileProblem,
     check_values,
@@ -84,8 +85,8 @@ def inspect_mask(data_root, nclass, ignore_index, sample, header, problems):
             'mask_ignored', sample.mask))
     elif values == {0, IGNORE}:
         problems.append(FileProblem(
-            f'{sample.place}: mask {mask_path} holds only 0 and ignored pixels (255); if 255 means '
-            'class 1 here, divide the mask by 255', 'mask_0_and_255', sample.mask))
+            f'{sample.place}: mask {mask_path} holds only 0 and ignored pixels ({ignore_index}); '
+            f'{cause_of_0_and_255(ignore_index)}', 'mask_0_and_255', sample.mask))
     return counts, used_colours(mask)
 
 

@@ -79,7 +79,7 @@ def some_mask_problems(cfg, role, samples):
                 break
             look([index])
     path = cfg.list_paths.get(role)
-    problems += unusable_mask_problems(role, path, totals)
+    problems += unusable_mask_problems(role, path, totals, cfg.ignore_index)
     if role == 'labeled' and totals.masks == len(samples):
         problems += absent_class_problems(role, path, totals, names_of_classes(cfg))
     return problems

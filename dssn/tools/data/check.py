@@ -154,6 +154,6 @@ def inspect_lists(report, workers):
     names = names_of_classes(cfg)
     for role, totals in report.totals.items():
         path = report.lists[role].path
-        problems += unusable_mask_problems(role, path, totals)
+        problems += unusable_mask_problems(role, path, totals, cfg.ignore_index)
         problems += absent_class_problems(role, path, totals, names)
     problems.sort(key=lambda problem: (ROLES.index(problem.role), problem.line or 0))

@@ -22,6 +22,9 @@ def report_text(report, show):
     parts = [problems_text(report, kind, show) for kind in KINDS]
     parts += [values_text(report, role) for role in report.totals]
     parts.append(classes_text(report))
+    if any('`values = ' in problem.message for problem in report.problems):
+        parts.append('A line `values = ...` reads the mask `path` and writes the PNG `png`. The '
+                     'section "Checking data" of docs/data.md has the script that runs it.')
     parts.append(f'errors: {report.count(ERROR)}, warnings: {report.count(WARNING)}')
     return '\n' + '\n\n'.join(part for part in parts if part)
 
@@ -60,7 +63,9 @@ def wrong_values(report, role):
     pixels = sum(map(Counter, found), Counter())
     wrong = {value: pixels[value] for value in sorted(pixels)
              if report.cfg.nclass <= value < IGNORE}
-    return len(found), wrong, cause_of_values(pixels, report.cfg.nclass) if found else None
+    cfg = report.cfg
+    cause = cause_of_values(pixels, cfg.nclass, ignore_index=cfg.ignore_index) if found else None
+    return len(found), wrong, cause
 
 
 def classes_text(report):

@@ -43,7 +43,7 @@ def add_arguments(parser):
 
 
 def run(args):
-    lists = {path: read_list(path, masks=False) for path in args.lists}
+    lists = {path: read_list(path, masks=False, allow_outside=None) for path in args.lists}
     names = [os.path.basename(path) for path in lists]
     if len(set(names)) < len(names):
         raise UserError(f"lists: two of them have the same name ({', '.join(lists)}), and would be "
@@ -51,6 +51,9 @@ def run(args):
     if os.path.realpath(args.out) == os.path.realpath(args.data_root):
         raise UserError(f'--out {args.out}: is --data-root, which is only read; choose another '
                         'folder')
+    if not os.path.isdir(args.data_root):
+        raise UserError(f'--data-root {args.data_root}: no such folder; name the folder that the '
+                        'lists are relative to')
     samples = [sample for listed in lists.values() for sample in listed]
     for sample in samples:
         check_names(sample)
@@ -79,8 +82,10 @@ def check_names(sample):
     """Raise a UserError if the ending of a name stands for a format that is not written here."""
     for kind, name, known in (('image', sample.image, FORMATS), ('mask', sample.mask, ['.png'])):
         if name and os.path.splitext(name)[1].lower() not in known:
+            remedy = 'export the masks again as PNG' if kind == 'mask' else \
+                'convert it, or shrink it with another program'
             raise UserError(f"{sample.place}: {kind} {name}: only {', '.join(known)} are written; "
-                            'convert it, or shrink it with another program')
+                            f'{remedy}')
 
 
 def shrink(sample, data_root, by, out):
