@@ -18,6 +18,7 @@ from dssn.data import views
 from dssn.data.lists import read_list
 from dssn.distributed import World
 from dssn.errors import UserError
+from dssn.methods.dssn import DSSNConfig
 from dssn.models import build_model
 from dssn.tools import output_files
 from dssn.tools.bench import (
@@ -396,9 +397,10 @@ def test_the_plain_loader_makes_the_same_strong_views(both_ways):
 def test_the_plain_strong_view_has_the_same_pixels():
     values = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     image = Image.fromarray(values)
+    cfg = DSSNConfig(num_aug=3)
     for seed in range(100):
-        plain = loader.plain_strong_view(image, views.generator(seed), 3, True)
-        assert plain.tobytes() == views.strong_view(image, views.generator(seed), 3).tobytes()
+        plain = loader.plain_strong_view(image, views.generator(seed), cfg)
+        assert plain.tobytes() == views.strong_view(image, views.generator(seed), cfg).tobytes()
 
 
 def test_different_batches_are_detected(both_ways):
