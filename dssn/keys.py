@@ -12,7 +12,7 @@ from dssn.mixing import BOX_RATIO
 
 
 def key(default, help, choices=None, low=None, high=None, above=None, below=None, length=None,
-        ordered=None, word=None, effect='result', in_experiments=True):
+        ordered=None, word=None, effect='result', weights=True, in_experiments=True):
     """Declare a config key: its default, one line of help, its legal values and its effect.
 
     Args:
@@ -22,12 +22,15 @@ def key(default, help, choices=None, low=None, high=None, above=None, below=None
         effect: 'result': the key affects the result. 'fact': it does, too, but reports show it in
             its own place (data set, method, lists, ...). 'none': it does not affect the result, so
             a run can be resumed with another value, and reports do not compare it.
+        weights: whether the key affects the weights. If not, it affects evaluations alone, so a run
+            can be resumed with another value; its scores may then not be comparable.
         in_experiments: whether the `set` of an experiment file may have the key. Others are set by
             the experiment's grid.
     """
     limits = dict(choices=choices, low=low, high=high, above=above, below=below, length=length,
                   ordered=ordered, word=word)
-    metadata = {'help': help, 'effect': effect, 'in_experiments': in_experiments,
+    metadata = {'help': help, 'effect': effect, 'weights': weights,
+                'in_experiments': in_experiments,
                 **{k: v for k, v in limits.items() if v is not None}}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -63,7 +66,7 @@ class Config:
     labeled_id_path: str = key('', 'id list with images and masks', effect='fact')
     unlabeled_id_path: str = key('', 'id list of images without masks', effect='fact')
     val_id_path: str = key('', 'id list to evaluate on; empty: splits/<dataset>/val.txt',
-                           effect='fact')
+                           effect='fact', weights=False)
     allow_outside: bool = key(False, 'allow id lists to name files outside data_root, by `..` or '
                                      'an absolute path; links in data_root are always followed',
                               effect='none')
@@ -134,7 +137,7 @@ class Config:
     amp: str = key('off', 'half precision in training: bf16, or fp16 (GPU only)',
                    choices=('off', 'bf16', 'fp16'))
     eval_amp: str = key('off', 'half precision in evaluation and prediction: bf16, or fp16 (GPU '
-                               'only)', choices=('off', 'bf16', 'fp16'))
+                               'only)', choices=('off', 'bf16', 'fp16'), weights=False)
     tf32: bool = key('auto', 'let GPUs (Ampere and newer) compute float32 products in TF32; true: '
                              "in convolutions and matrix products; auto: PyTorch's default, in "
                              'convolutions only (both before 1.12)', word='auto')
@@ -144,14 +147,15 @@ class Config:
     # evaluation and the log
     protocol: str = key('original', 'evaluation on whole images (original), by a window of size '
                                     'crop_size, or on the central crop_size x crop_size only',
-                        choices=('original', 'sliding_window', 'center_crop'), effect='fact')
+                        choices=('original', 'sliding_window', 'center_crop'), effect='fact',
+                        weights=False)
     eval_batch_size: int = key(4, 'images of equal size that a GPU evaluates at once; a CPU '
                                   'evaluates one at a time', low=1, effect='none')
     select_on: str = key('', 'id list, separate from the others, on which mIoU selects the best '
                              'weights; their reported mIoU is that on val; empty: select on val',
-                         effect='fact')
+                         effect='fact', weights=False)
     eval_every: int = key(1, 'epochs between evaluations; the last epoch is always evaluated',
-                          low=1)
+                          low=1, weights=False)
     save_every: str = key('15 min', 'steps (such as 500) or minutes (such as 30 min) between saves '
                                     'of latest.pth; it is also saved after each epoch; 0: only '
                                     'then',
@@ -192,6 +196,12 @@ class Config:
         """Names of the keys with an effect: 'result', 'fact' or 'none', see `key`."""
         return [field.name for field in dataclasses.fields(cls)
                 if field.metadata.get('effect', 'result') == effect]
+
+    @classmethod
+    def evaluation_keys(cls):
+        """Names of the keys that affect evaluations, but not the weights."""
+        return [field.name for field in dataclasses.fields(cls)
+                if not field.metadata.get('weights', True)]
 
     def check(self, place):
         """Raise a UserError if keys contradict each other. Methods override it for their own keys.
