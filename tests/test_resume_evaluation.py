@@ -38,9 +38,23 @@ def small_world(tiny_world):
     return lambda **keys: tiny_world(n_labeled=2, n_unlabeled=5, panel_every=0, **keys)
 
 
-def same_weights(a, b):
+UNDISTURBED = {}  # {epochs: (latest.pth, best.pth, t_best.pth)}; all small worlds are the same
+
+
+def undisturbed(world):
+    """The states of a run of the world that was never stopped."""
+    cfg = world.load()
+    if cfg.epochs not in UNDISTURBED:
+        folder = world.save_path + 'undisturbed'
+        train(world.load(save_path=folder))
+        UNDISTURBED[cfg.epochs] = [read(folder, name) for name in
+                                   ('latest.pth', 'best.pth', 't_best.pth')]
+    return UNDISTURBED[cfg.epochs]
+
+
+def has_same_weights(folder, world):
     for key in WEIGHTS:
-        assert_equal(read(a)[key], read(b)[key], key)
+        assert_equal(read(folder)[key], undisturbed(world)[0][key], key)
 
 
 def other_list(world, name='other_val.txt', lines=1):
@@ -61,7 +75,7 @@ CHANGES = {
     'select_on': lambda world: dict(val_id_path=other_list(world, lines=1),
                                     select_on=second_half(world)),
     'everything': lambda world: dict(protocol='sliding_window', val_id_path=other_list(world),
-                                     eval_every=2),
+                                     eval_every=3),
 }
 
 
@@ -79,21 +93,22 @@ def test_other_evaluations_change_no_weight_and_are_logged(small_world, changed,
     if changed == 'eval_amp' and not hasattr(torch, 'autocast'):
         pytest.skip('this PyTorch has no torch.autocast')
     world = small_world(epochs=3)
-    whole, again = world.save_path + 'whole', world.save_path + 'again'
-    train(world.load(save_path=whole))
+    again = world.save_path
     interrupted(world.load(save_path=again), STEPS + 1)
     old = read(again, 'best.pth')
     changes = CHANGES[changed](world)
     capsys.readouterr()
     run = train(world.load(save_path=again, **changes))
-    same_weights(whole, again)
+    has_same_weights(again, world)
     out = capsys.readouterr().out
     for name in changes:
         assert name == 'crop_size' or f'{name} was ' in out
     line, = re.findall('resuming .*', out)
     anew = changed not in ('eval_every', 'eval_batch_size')
-    assert ('best_until_epoch1.pth and t_best_until_epoch1.pth' in line) == anew
-    assert os.path.exists(os.path.join(again, 'best_until_epoch1.pth')) == anew
+    assert ('the best so far is kept' in line) == anew
+    kept = f'best_until_epoch{changes.get("eval_every", 2) - 1}.pth'
+    assert (f'that before is kept as {kept} and t_{kept}' in out) == anew
+    assert os.path.exists(os.path.join(again, kept)) == anew
     records = all_records(again)
     epochs = [record['epoch'] for record in records[:-1]]
     assert epochs == [1] + [epoch for epoch in (2, 3) if epoch == 3
@@ -107,7 +122,7 @@ def test_other_evaluations_change_no_weight_and_are_logged(small_world, changed,
     assert summary['best']['student']['epoch'] == best['epoch'] == read(again, 'best.pth')['epoch']
     assert run.progress.best['student'] == role(best)
     if anew:
-        assert_equal(read(again, 'best_until_epoch1.pth'), old)
+        assert_equal(read(again, kept), old)
         assert summary['anew'] == {'epoch': epochs[1], 'changes': records[1]['anew']}
         assert f'evaluations before epoch {epochs[1]} are left out' in out
         assert 'scores are not comparable with those before' in out
@@ -130,8 +145,7 @@ def test_the_other_evaluation_is_that_of_a_run_that_always_had_it(small_world):
 
 def test_a_run_that_failed_while_evaluating_goes_on_with_another_list(small_world, monkeypatch):
     world = small_world(epochs=2)
-    whole, again = world.save_path + 'whole', world.save_path + 'again'
-    train(world.load(save_path=whole))
+    again = world.save_path
 
     def fail(*args):
         raise UserError('the mask is bad')
@@ -141,7 +155,7 @@ def test_a_run_that_failed_while_evaluating_goes_on_with_another_list(small_worl
             train(world.load(save_path=again))
     assert (read(again)['epoch'], read(again)['step']) == (0, STEPS)
     train(world.load(save_path=again, val_id_path=other_list(world), protocol='center_crop'))
-    same_weights(whole, again)
+    has_same_weights(again, world)
     records = all_records(again)
     # There was no score before, so there is nothing that is not comparable.
     assert [record['epoch'] for record in records] == [1, 2, 2]
@@ -151,15 +165,14 @@ def test_a_run_that_failed_while_evaluating_goes_on_with_another_list(small_worl
 
 def test_settings_that_come_back_before_an_evaluation_change_nothing(small_world):
     world = small_world(epochs=3)
-    whole, again = world.save_path + 'whole', world.save_path + 'again'
-    train(world.load(save_path=whole))
+    again = world.save_path
     interrupted(world.load(save_path=again), STEPS + 1)
     interrupted(world.load(save_path=again, protocol='center_crop', save_every=1), 1)
     assert read(again)['config']['protocol'] == 'center_crop'
     train(world.load(save_path=again))
-    same_weights(whole, again)
+    has_same_weights(again, world)
     assert not any('anew' in record for record in all_records(again))
-    assert read(again)['best'] == read(whole)['best']
+    assert read(again)['best'] == undisturbed(world)[0]['best']
     # And if they do not come back, the change is not forgotten.
     third = world.save_path + 'third'
     interrupted(world.load(save_path=third), STEPS + 1)
@@ -172,8 +185,7 @@ def test_settings_that_come_back_before_an_evaluation_change_nothing(small_world
 @pytest.mark.parametrize('failing', ['t_best.pth', 'latest.pth'])
 def test_a_run_killed_while_it_saves_the_other_best_loses_nothing(small_world, failing, back):
     world = small_world(epochs=2)
-    whole, again = world.save_path + 'whole', world.save_path + 'again'
-    train(world.load(save_path=whole))
+    again = world.save_path
     interrupted(world.load(save_path=again), STEPS + 1)
     old = read(again, 'best.pth')
     real = checkpoint.save
@@ -189,10 +201,10 @@ def test_a_run_killed_while_it_saves_the_other_best_loses_nothing(small_world, f
             train(world.load(save_path=again, **other))
     assert read(again, 'best.pth')['epoch'] == 2 and read(again)['epoch'] == 1
     train(world.load(save_path=again, **({} if back else other)))
-    same_weights(whole, again)
+    has_same_weights(again, world)
     if back:
-        for name in ('best.pth', 't_best.pth'):
-            assert_equal(read(again, name)['model'], read(whole, name)['model'])
+        for name, expected in zip(('best.pth', 't_best.pth'), undisturbed(world)[1:]):
+            assert_equal(read(again, name)['model'], expected['model'])
     else:
         assert_equal(read(again, 'best_until_epoch1.pth'), old)
         assert read(again, 'best.pth')['epoch'] == 2

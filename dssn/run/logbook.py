@@ -16,6 +16,7 @@ from dssn.run import metrics
 from dssn.run.append_log import AppendLog
 from dssn.run.machine import machine
 from dssn.run.nonfinite import FiniteCheck
+from dssn.run.scoring import BEST_FILES, aside
 
 
 class Logbook:
@@ -243,8 +244,9 @@ class Logbook:
         self._board_call('flush')
         self.write(table(result, names))
         if anew:
+            kept = ' and '.join(aside(BEST_FILES[role], epoch - 1) for role in result)
             self.write(f'scores are not comparable with those before ({anew}): the best is '
-                       'selected anew from this evaluation on')
+                       f'selected anew from this evaluation on; that before is kept as {kept}')
         if selecting:
             self.write('mIoU on select_on: ' + ', '.join(
                 f'{role} {score.miou:.2f}' for role, score in selecting.items()))

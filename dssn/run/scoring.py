@@ -25,8 +25,8 @@ def changes_of(before, now):
 
     It is empty if there are none, or if `before` is empty: there are no scores yet.
     """
-    return '; '.join(f'{name} was {before[name]}, is {now[name]}'
-                     for name in now if before and before[name] != now[name])
+    return '; '.join(f'{name} was {before.get(name)}, is {now[name]}'
+                     for name in now if before and before.get(name) != now[name])
 
 
 def aside(name, epoch):

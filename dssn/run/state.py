@@ -12,7 +12,7 @@ from dssn.distributed import unwrap
 from dssn.errors import UserError
 from dssn.models.weights import load_weights, network_weights
 from dssn.optim import load_optimizer
-from dssn.run.scoring import BEST_FILES, aside, changes_of, finished_text
+from dssn.run.scoring import changes_of, finished_text
 
 EVALUATED = 'val list', 'select_on list'  # names of lists that no weight depends on
 
@@ -111,11 +111,10 @@ def restore(run, saved, path):
     new_best = changes_of(progress.scored, run.scoring)
     if run.finished:
         known = [name for name in (*run.cfg.evaluation_keys(), *EVALUATED) if name in changed]
-        changes = changes + [finished_text(run.cfg, known)] if known or new_best else []
+        changes = [*changes, finished_text(run.cfg, known)] if known or new_best else []
     elif new_best:
-        kept = ' and '.join(aside(BEST_FILES[role], progress.epoch) for role in progress.best)
         changes.append(f'scores so far are not comparable with later ones ({new_best}): the next '
-                       f'evaluation selects the best anew, and the best so far is kept as {kept}')
+                       'evaluation selects the best anew, and the best so far is kept')
     if not run.finished and saved.get('torch', torch.__version__) != torch.__version__:
         changes.append(f'saved by PyTorch {saved["torch"]}, this is {torch.__version__}: the '
                        'last digits of results may differ')

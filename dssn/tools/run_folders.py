@@ -98,6 +98,7 @@ def read_run(folder):
                  processes=summary['processes'] or NOT_RECORDED)
     compared = cfg.keys('result')
     settings = {key: value for key, value in config.to_dict(cfg).items() if key in compared}
+    settings['eval_amp'] = evaluations[-1].get('eval_amp', settings['eval_amp'])
     # Each run may start from the run of its own seed: that is not a different setting.
     settings['init_from'] = re.sub(rf'seed{cfg.seed}(?!\d)', 'seed*', settings['init_from'])
     return RunRecord(folder, cfg.seed, cfg.epochs, metrics.comparable(evaluations), summary,
