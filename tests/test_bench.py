@@ -375,9 +375,13 @@ def test_the_plain_loader_gives_the_same_batches(both_ways, monkeypatch, partner
     assert loader.difference(ours, plain) <= 2
 
 
-def test_the_plain_loader_makes_the_same_strong_views(both_ways):
+@pytest.mark.parametrize('keys', [{}, dict(
+    scale_range=[3.0, 4.0], jitter_strength=0.9, jitter_hue=0.5, grayscale_probability=0.0,
+    blur_probability=1.0, blur_sigma=[2.0, 5.0], cutmix_probability=1.0, cutmix_area=[0.2, 0.2])],
+    ids=['published', 'other'])
+def test_the_plain_loader_makes_the_same_strong_views(both_ways, keys):
     # Images of one pixel, which both ways resize exactly.
-    ours, plain = both_ways(size=(1, 1), num_aug=3)
+    ours, plain = both_ways(size=(1, 1), num_aug=3, **keys)
     seen = 0
     for mine, other in zip(ours, plain):
         for name in ('strong1', 'strong2'):
