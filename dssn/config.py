@@ -186,7 +186,11 @@ def check_value(place, field, value):
         if length is not None and len(value) != length:
             raise UserError(f'{place}: {field.name} = {shown(value)} must have {length} entries: '
                             f'{field.metadata["help"]}')
-        return [check_scalar(place, field, inner, item) for item in value]
+        value = [check_scalar(place, field, inner, item) for item in value]
+        if field.metadata.get('ordered') and sorted(value) != value:
+            raise UserError(f'{place}: {field.name} = {shown(value)} must not fall: write the '
+                            f'smaller value first: {field.metadata["help"]}')
+        return value
     return check_scalar(place, field, origin, value)
 
 

@@ -20,6 +20,7 @@ from dssn.run.folder import Folder, writing
 from dssn.run.guard import Guard
 from dssn.run.logbook import Logbook
 from dssn.run.saving import Saver
+from dssn.run.scoring import BEST_FILES, changes_of, scoring
 from dssn.run.setup import Data
 from dssn.run.signals import Agreement, Signals
 from dssn.run.state import Progress, place, restore, state_of
@@ -63,6 +64,7 @@ class Run:
         self.update = Update(cfg, world, self.method, networks.student, networks.teacher,
                              networks.optimizer, networks.lr, self.total_steps)
         self.progress = Progress()
+        self.scoring = scoring(cfg, data.val, data.select_on)
         self.guard = Guard(self)
         self.log = Logbook(cfg, world, self.total_steps, self.guard.on_fault)
         self.watch = Watch(cfg, world, self.log, data.unlabeled)
@@ -82,6 +84,8 @@ class Run:
         notes = self.folder.notes + self.data.notes + self.networks.notes
         if not self.finished:
             with writing(cfg.save_path):
+                if self.resumed and self.world.is_main:
+                    self.saver.take_back(progress.epoch)
                 self.log.open(config.dump(cfg), progress.epoch, progress.step,
                               self.data.identities, saved and saved.get('log'))
             notes += self.watch.notes()
@@ -97,6 +101,8 @@ class Run:
             self.log.write('; '.join([
                 f'resuming {path}: {progress.step} of {self.total_steps} steps, '
                 f'{progress.epoch} of {cfg.epochs} epochs are done'] + changes))
+        elif self.resumed and changes:
+            self.log.write('; '.join(changes))
 
     def fit(self):
         """Train the rest of the run. Evaluate and save after each epoch.
@@ -143,9 +149,10 @@ class Run:
         # Record, then save: a record whose state was not saved is dropped and written again when
         # the run resumes.
         if result:
+            anew = self.start_anew()
             self.log.evaluation(progress.epoch, progress.step, result, self.watch.names,
                                 self.networks.optimizer.param_groups[0]['lr'], progress.seconds,
-                                selecting)
+                                selecting, anew)
             self.keep_best(result, selecting or result)
         self.save()
         self.log.reopen_board(progress.step)
@@ -240,6 +247,20 @@ class Run:
             self.stop(number, f'while evaluating epoch {self.progress.epoch + 1}')
         return result
 
+    def start_anew(self):
+        """If scores are not comparable with those before, let the best be selected anew.
+
+        Returns:
+            The reason as text; empty if they are comparable.
+        """
+        progress = self.progress
+        changes = changes_of(progress.scored, self.scoring)
+        progress.scored = self.scoring
+        if changes:
+            progress.best = {}
+            self.saver.keep_until = progress.epoch - 1
+        return changes
+
     def keep_best(self, result, selecting):
         """If scores are the best so far, let the next save write best.pth or t_best.pth.
 
@@ -254,8 +275,7 @@ class Run:
             progress.best[role] = score.miou
             if not self.world.is_main:
                 continue
-            name = {'student': 'best.pth', 'teacher': 't_best.pth'}[role]
-            self.saver.waiting[name] = {
+            self.saver.waiting[BEST_FILES[role]] = {
                 'model': network_weights(networks[role]), 'weights': role,
                 'miou': result[role].miou, **place(self.cfg, progress)}
 

@@ -7,24 +7,30 @@ import math
 from dataclasses import dataclass
 from typing import Any, Dict, List
 
+from dssn.errors import UserError
+from dssn.mixing import BOX_RATIO
+
 
 def key(default, help, choices=None, low=None, high=None, above=None, below=None, length=None,
-        word=None, effect='result', in_experiments=True):
+        ordered=None, word=None, effect='result', weights=True, in_experiments=True):
     """Declare a config key: its default, one line of help, its legal values and its effect.
 
     Args:
         choices, low, high, above, below: limits of the value, or of each entry of a list.
-        length: number of entries of a list.
+        length: number of entries of a list. ordered: no entry may be smaller than the one before.
         word: a word that is legal in place of a value of the key's type.
         effect: 'result': the key affects the result. 'fact': it does, too, but reports show it in
             its own place (data set, method, lists, ...). 'none': it does not affect the result, so
             a run can be resumed with another value, and reports do not compare it.
+        weights: whether the key affects the weights. If not, it affects evaluations alone, so a run
+            can be resumed with another value; its scores may then not be comparable.
         in_experiments: whether the `set` of an experiment file may have the key. Others are set by
             the experiment's grid.
     """
     limits = dict(choices=choices, low=low, high=high, above=above, below=below, length=length,
-                  word=word)
-    metadata = {'help': help, 'effect': effect, 'in_experiments': in_experiments,
+                  ordered=ordered, word=word)
+    metadata = {'help': help, 'effect': effect, 'weights': weights,
+                'in_experiments': in_experiments,
                 **{k: v for k, v in limits.items() if v is not None}}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -63,7 +69,7 @@ class Config:
     labeled_id_path: str = key('', 'id list with images and masks', effect='fact')
     unlabeled_id_path: str = key('', 'id list of images without masks', effect='fact')
     val_id_path: str = key('', 'id list to evaluate on; empty: splits/<dataset>/val.txt',
-                           effect='fact')
+                           effect='fact', weights=False)
     allow_outside: bool = key(False, 'allow id lists to name files outside data_root, by `..` or '
                                      'an absolute path; links in data_root are always followed',
                               effect='none')
@@ -78,6 +84,9 @@ class Config:
                                    'is logged and replaced by the next file of its list; one more '
                                    'stops the run; 0: the first stops it', low=0, effect='none')
     crop_size: int = key(321, 'side of the square training crop, pixels', low=17)
+    scale_range: List[float] = key([0.5, 2.0], 'smallest and largest factor of the random resize '
+                                               'before the crop, of labeled and unlabeled images',
+                                   length=2, ordered=True, above=0, high=10)
     # network
     model: str = key('deeplabv3plus', 'segmentation network', choices=('deeplabv3plus',))
     backbone: str = key('resnet101', 'backbone of the network',
@@ -105,6 +114,10 @@ class Config:
     labeled_batch_size: int = key(0, 'labeled images per step and process; 0: batch_size', low=0)
     lr: float = key(0.002, 'initial learning rate of the backbone', above=0)
     lr_multi: float = key(10.0, 'factor on lr for parameters outside the backbone', above=0)
+    lr_power: float = key(0.9, 'power of the polynomial decay of the learning rate: lr * (1 - '
+                               'step / steps) ** lr_power; 0: constant, 1: linear', low=0, high=10)
+    momentum: float = key(0.9, 'momentum of SGD', low=0, below=1)
+    weight_decay: float = key(1e-4, 'weight decay of SGD, on all parameters', low=0, high=1)
     criterion: Dict[str, Any] = dataclasses.field(
         default_factory=criterion_default,
         metadata={'help': 'labeled loss: {name: CELoss} or '
@@ -127,7 +140,7 @@ class Config:
     amp: str = key('off', 'half precision in training: bf16, or fp16 (GPU only)',
                    choices=('off', 'bf16', 'fp16'))
     eval_amp: str = key('off', 'half precision in evaluation and prediction: bf16, or fp16 (GPU '
-                               'only)', choices=('off', 'bf16', 'fp16'))
+                               'only)', choices=('off', 'bf16', 'fp16'), weights=False)
     tf32: bool = key('auto', 'let GPUs (Ampere and newer) compute float32 products in TF32; true: '
                              "in convolutions and matrix products; auto: PyTorch's default, in "
                              'convolutions only (both before 1.12)', word='auto')
@@ -137,14 +150,15 @@ class Config:
     # evaluation and the log
     protocol: str = key('original', 'evaluation on whole images (original), by a window of size '
                                     'crop_size, or on the central crop_size x crop_size only',
-                        choices=('original', 'sliding_window', 'center_crop'), effect='fact')
+                        choices=('original', 'sliding_window', 'center_crop'), effect='fact',
+                        weights=False)
     eval_batch_size: int = key(4, 'images of equal size that a GPU evaluates at once; a CPU '
                                   'evaluates one at a time', low=1, effect='none')
     select_on: str = key('', 'id list, separate from the others, on which mIoU selects the best '
                              'weights; their reported mIoU is that on val; empty: select on val',
-                         effect='fact')
+                         effect='fact', weights=False)
     eval_every: int = key(1, 'epochs between evaluations; the last epoch is always evaluated',
-                          low=1)
+                          low=1, weights=False)
     save_every: str = key('15 min', 'steps (such as 500) or minutes (such as 30 min) between saves '
                                     'of latest.pth; it is also saved after each epoch; 0: only '
                                     'then',
@@ -186,6 +200,12 @@ class Config:
         return [field.name for field in dataclasses.fields(cls)
                 if field.metadata.get('effect', 'result') == effect]
 
+    @classmethod
+    def evaluation_keys(cls):
+        """Names of the keys that affect evaluations, but not the weights."""
+        return [field.name for field in dataclasses.fields(cls)
+                if not field.metadata.get('weights', True)]
+
     def check(self, place):
         """Raise a UserError if keys contradict each other. Methods override it for their own keys.
 
@@ -195,17 +215,54 @@ class Config:
 
 
 @dataclass(frozen=True)
-class StrongViewsConfig(Config):
-    """The keys of methods that train on strong views of unlabeled images."""
+class ViewsConfig(Config):
+    """The keys of all that trains on strong views."""
     # No keys but constants: only DSSN uses the strong pool, and has keys of these names.
     num_aug, flag_use_random_num_sampling = 0, True
+    jitter_probability: float = key(0.8, 'strong views: probability of colour jitter', low=0,
+                                    high=1)
+    jitter_strength: float = key(0.5, 'colour jitter: brightness, contrast and saturation are '
+                                      'multiplied by factors uniform in 1 - jitter_strength to 1 + '
+                                      'jitter_strength', low=0, high=1)
+    jitter_hue: float = key(0.25, 'colour jitter: the hue shifts by up to this fraction of the '
+                                  'circle, in both directions', low=0, high=0.5)
+    grayscale_probability: float = key(0.2, 'strong views: probability of grayscale', low=0, high=1)
+    blur_probability: float = key(0.5, 'strong views: probability of Gaussian blur', low=0, high=1)
+    blur_sigma: List[float] = key([0.1, 2.0], 'smallest and largest sigma of this blur, pixels',
+                                  length=2, ordered=True, low=0, high=100)
+    cutmix_probability: float = key(0.5, 'probability that a strong view has a CutMix box', low=0,
+                                    high=1)
+    # Larger boxes hardly ever fit into the crop.
+    cutmix_area: List[float] = key([0.02, 0.4], 'smallest and largest area of a CutMix box, as a '
+                                                'fraction of the crop', length=2, ordered=True,
+                                   above=0, high=0.8)
     cutmix_partner: str = key('other', 'image from which CutMix pastes: the same image, augmented '
                                        'a second time, or another image',
                               choices=('same', 'other'))
+    labeled_weight: float = key(0.5, 'weight of the labeled loss; 0.5 as published, 1 as in '
+                                     'supervised training', above=0)
+
+    def check(self, place):
+        smallest = 1 / (BOX_RATIO[0] * self.crop_size ** 2)
+        if self.cutmix_area[0] < smallest:
+            raise UserError(f'{place}: cutmix_area = {self.cutmix_area}: boxes of '
+                            f'{self.cutmix_area[0]:g} of a crop of {self.crop_size} pixels would '
+                            'have sides below 1 pixel; set a smallest area of at least '
+                            f'{math.ceil(smallest * 1e4) / 1e4:g}')
+
+
+@dataclass(frozen=True)
+class StrongViewsConfig(ViewsConfig):
+    """The keys of methods that train on strong views of unlabeled images."""
     watch_truth: bool = key(False, 'with each panel, compare pseudo-labels with the masks that the '
                                    'unlabeled list names, if any; masks are never trained on',
                             effect='none')
-    labeled_weight: float = key(0.5, 'weight of the labeled loss; 0.5 as published, 1 as in '
-                                     'supervised training', above=0)
     conf_thresh: float = key(0.95, 'lowest confidence of a selected pseudo-label (DSSN: only with '
                                    'selection: fixed)', low=0, high=1)
+
+
+@dataclass(frozen=True)
+class FeatureViewsConfig(StrongViewsConfig):
+    """The keys of methods that also train on perturbed copies of features."""
+    feature_dropout: float = key(0.5, 'probability that a channel of the features is dropped in a '
+                                      'perturbed copy', low=0, below=1)

@@ -1,6 +1,8 @@
 """CutMix: paste rectangles of one batch into another."""
 import torch
 
+BOX_RATIO = 0.3, 1 / 0.3  # smallest and largest height / width of a box
+
 
 def box_mask(boxes, size):
     """Masks of boxes: True inside the box.

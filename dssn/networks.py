@@ -41,7 +41,8 @@ class Networks:
             self.compile()
         self.lr, notes = choose_lr(cfg, world.size)
         self.notes += notes
-        self.optimizer = build_optimizer(unwrap(self.student), self.lr, cfg.lr_multi)
+        self.optimizer = build_optimizer(unwrap(self.student), self.lr, cfg.lr_multi,
+                                         cfg.momentum, cfg.weight_decay)
 
     def compile(self):
         """Have the networks compiled when they are first called; the student without DDP."""

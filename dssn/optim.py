@@ -8,8 +8,8 @@ import torch
 FUSED = 'fused' in inspect.signature(torch.optim.SGD).parameters
 
 
-def build_optimizer(model, lr, lr_multi):
-    """SGD with momentum 0.9 and weight decay 1e-4 on all parameters.
+def build_optimizer(model, lr, lr_multi, momentum=0.9, weight_decay=1e-4):
+    """SGD with momentum and weight decay on all parameters.
 
     The parameters are in two groups: the backbone, and all others.
 
@@ -22,7 +22,8 @@ def build_optimizer(model, lr, lr_multi):
     rest = [p for p in model.parameters() if id(p) not in in_backbone]
     groups = [{'params': backbone, 'lr': lr}, {'params': rest, 'lr': lr * lr_multi}]
     options = {'fused': True} if FUSED else {}
-    optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9, weight_decay=1e-4, **options)
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay,
+                                **options)
     # PyTorch makes the momenta in the first step, but that step may be left out.
     for parameter in backbone + rest:
         optimizer.state[parameter]['momentum_buffer'] = torch.zeros_like(parameter)
@@ -75,18 +76,18 @@ def _guarded_update(parameter, state, group, bad):
     parameter.copy_(torch.where(bad, parameter, parameter.add(step, alpha=-group['lr'])))
 
 
-def polynomial_lr(step, total_steps, base):
-    """Rate used at `step` (from 0): base * (1 - max(step - 1, 0) / total_steps) ** 0.9.
+def polynomial_lr(step, total_steps, base, power=0.9):
+    """Rate used at `step` (from 0): base * (1 - max(step - 1, 0) / total_steps) ** power.
 
     As in the release, which sets the rate after the step, so that each step uses the rate of the
     step before.
     """
-    return base * (1 - max(step - 1, 0) / total_steps) ** 0.9
+    return base * (1 - max(step - 1, 0) / total_steps) ** power
 
 
-def set_lr(optimizer, step, total_steps, lr, lr_multi):
+def set_lr(optimizer, step, total_steps, lr, lr_multi, power=0.9):
     """Set both groups' rates for `step`; returns the backbone's."""
-    rate = polynomial_lr(step, total_steps, lr)
+    rate = polynomial_lr(step, total_steps, lr, power)
     optimizer.param_groups[0]['lr'] = rate
     optimizer.param_groups[1]['lr'] = rate * lr_multi
     return rate

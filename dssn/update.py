@@ -43,7 +43,7 @@ class Update:
             `on_nonfinite: skip` BN's running statistics of both networks do not change either.
         """
         cfg, optimizer = self.cfg, self.optimizer
-        lr = set_lr(optimizer, step, self.total_steps, self.lr, cfg.lr_multi)
+        lr = set_lr(optimizer, step, self.total_steps, self.lr, cfg.lr_multi, cfg.lr_power)
         self.method.start_step(epoch, step, self.teacher, watched)
         batch = self.move(batch)
         optimizer.zero_grad(set_to_none=True)

@@ -177,6 +177,10 @@ config_case('A scaled rate without what it is scaled from', scale_lr=True)
 config_case('A comparison that is never shown', watch_truth=True, panel_every=0)
 config_case('No branch for unlabeled images', image_views=0, feature_views=0)
 config_case('A switch of a branch that is off', feature_views=0, feature_labels='teacher')
+config_case('A dropout of every channel', feature_dropout=1)
+config_case('A range whose ends are swapped', scale_range=[2.0, 0.5])
+config_case('CutMix boxes smaller than a pixel', cutmix_area=[0.0001, 0.4])
+config_case('The weight of a contrast that is off', contrast=False, contrast_weight=0.1)
 config_case('An unknown method', method='DSN')
 
 

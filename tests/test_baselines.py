@@ -21,7 +21,7 @@ from test_methods import (
 from test_pseudo_labels import slow_fixed
 
 from dssn import config as configs
-from dssn.keys import StrongViewsConfig
+from dssn.keys import FeatureViewsConfig
 from dssn.methods.fixmatch import FixMatch
 from dssn.methods.unimatch import UniMatch
 from dssn.precision import Half
@@ -33,7 +33,7 @@ VIEWS = {FixMatch: (1, 0), UniMatch: (2, 1)}  # strong views, perturbed copies
 def config(**changes):
     keys = dict(nclass=4, backbone='resnet18', base_channels=4, decoder_channels=8, criterion=CE,
                 conf_thresh=0.8)
-    return StrongViewsConfig(**dict(keys, **changes))
+    return FeatureViewsConfig(**dict(keys, **changes))
 
 
 def slow_outputs(method, student, x, u, v):

@@ -18,6 +18,7 @@ from dssn.data import views
 from dssn.data.lists import read_list
 from dssn.distributed import World
 from dssn.errors import UserError
+from dssn.methods.dssn import DSSNConfig
 from dssn.models import build_model
 from dssn.tools import output_files
 from dssn.tools.bench import (
@@ -374,9 +375,13 @@ def test_the_plain_loader_gives_the_same_batches(both_ways, monkeypatch, partner
     assert loader.difference(ours, plain) <= 2
 
 
-def test_the_plain_loader_makes_the_same_strong_views(both_ways):
+@pytest.mark.parametrize('keys', [{}, dict(
+    scale_range=[3.0, 4.0], jitter_strength=0.9, jitter_hue=0.5, grayscale_probability=0.0,
+    blur_probability=1.0, blur_sigma=[2.0, 5.0], cutmix_probability=1.0, cutmix_area=[0.2, 0.2])],
+    ids=['published', 'other'])
+def test_the_plain_loader_makes_the_same_strong_views(both_ways, keys):
     # Images of one pixel, which both ways resize exactly.
-    ours, plain = both_ways(size=(1, 1), num_aug=3)
+    ours, plain = both_ways(size=(1, 1), num_aug=3, **keys)
     seen = 0
     for mine, other in zip(ours, plain):
         for name in ('strong1', 'strong2'):
@@ -396,9 +401,10 @@ def test_the_plain_loader_makes_the_same_strong_views(both_ways):
 def test_the_plain_strong_view_has_the_same_pixels():
     values = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     image = Image.fromarray(values)
+    cfg = DSSNConfig(num_aug=3)
     for seed in range(100):
-        plain = loader.plain_strong_view(image, views.generator(seed), 3, True)
-        assert plain.tobytes() == views.strong_view(image, views.generator(seed), 3).tobytes()
+        plain = loader.plain_strong_view(image, views.generator(seed), cfg)
+        assert plain.tobytes() == views.strong_view(image, views.generator(seed), cfg).tobytes()
 
 
 def test_different_batches_are_detected(both_ways):

@@ -15,7 +15,7 @@ from test_update import unequal_batches
 from dssn import ema, methods, precision
 from dssn.batch import Batch
 from dssn.distributed import World
-from dssn.keys import StrongViewsConfig
+from dssn.keys import FeatureViewsConfig
 from dssn.methods.supervised import SupervisedConfig
 from dssn.models import build_model, deeplabv3plus, recompute
 from dssn.optim import build_optimizer
@@ -96,7 +96,7 @@ def make_config(method, **changes):
     keys = dict(batch_size=4, gate=0.3, ratio=0.5, **changes)
     if method == 'DSSN':
         return config(**keys)
-    cls = SupervisedConfig if method == 'supervised' else StrongViewsConfig
+    cls = SupervisedConfig if method == 'supervised' else FeatureViewsConfig
     shared = {name: value for name, value in keys.items() if name not in ('gate', 'ratio')}
     extra = {} if method == 'supervised' else {'conf_thresh': 0.3}
     return cls(nclass=CLASSES, backbone='resnet18', base_channels=4, decoder_channels=8,
@@ -141,7 +141,7 @@ def same_channels(monkeypatch):
         for view in (0, 1):
             masks[channels, view] = 2.0 * (drawn[view] < 0.5).float()
 
-    def perturbed(features, views):
+    def perturbed(features, views, dropout):
         return [features * masks[features.shape[1], view].to(features.dtype)
                 for view in range(views)]
     monkeypatch.setattr(deeplabv3plus, 'perturbed', perturbed)

@@ -226,8 +226,8 @@ def test_strong_views_are_sampled_independently(tiny_world):
 @pytest.mark.parametrize('num_aug, random_number', [(0, True), (3, True), (2, False)])
 def test_the_strong_pool_follows_the_config(tiny_world, monkeypatch, num_aug, random_number):
     calls = []
-    monkeypatch.setattr(views, 'strong_operations', lambda rng, number, flag: (
-        calls.append((number, flag)) or []))
+    monkeypatch.setattr(views, 'strong_operations', lambda rng, cfg: (
+        calls.append((cfg.num_aug, cfg.flag_use_random_num_sampling)) or []))
     train_set(tiny_world(), num_aug=num_aug, flag_use_random_num_sampling=random_number)[
         RowIndices(0, 0, 1, 1, 0)]
     assert len(calls) >= 2 and set(calls) == {(num_aug, random_number)}
@@ -265,7 +265,7 @@ def test_a_partner_is_strong_only_in_its_boxes(tiny_world, monkeypatch, num_aug)
         weak = Image.fromarray(v.weak.permute(1, 2, 0).numpy())
         for view, (top, left, height, width), strong in zip(
                 (datasets.STRONG1, datasets.STRONG2), boxes, (v.strong1, v.strong2)):
-            whole = original(weak, data.rng(indices, 1, PARTNER + view), num_aug)
+            whole = original(weak, data.rng(indices, 1, PARTNER + view), data.cfg)
             expected = v.weak.clone()
             inside = np.s_[top:top + height, left:left + width]
             expected[(slice(None),) + inside] = torch.from_numpy(

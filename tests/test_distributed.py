@@ -662,7 +662,7 @@ from dssn.models import deeplabv3plus
 from dssn.optim import build_optimizer
 from dssn.update import Update
 # No dropout.
-deeplabv3plus.perturbed = lambda features, views: [features, 0.5 * features][:views]
+deeplabv3plus.perturbed = lambda features, views, dropout: [features, 0.5 * features][:views]
 cases, paths = json.loads(sys.argv[1]), json.loads(sys.argv[2])
 
 

@@ -242,7 +242,8 @@ class Scripted(nn.Module):
         super().__init__()
         self.step, self.fed = step, []
 
-    def forward(self, images, perturb=0):
+    def forward(self, images, perturb=0, dropout=0.5):
+        assert dropout == 0.5
         step = self.step
         if perturb:
             self.fed.append('student_plain_and_dropped')
@@ -345,7 +346,8 @@ def train():
     networks = {'student': student, 'teacher': teacher}
     for role, model in networks.items():
         fill.fill_model(model, role + ':', golden['classifier_gain'])
-    optimizer, method = build_optimizer(student, cfg.lr, cfg.lr_multi), methods.build(cfg)
+    optimizer = build_optimizer(student, cfg.lr, cfg.lr_multi, cfg.momentum, cfg.weight_decay)
+    method = methods.build(cfg)
     update = Update(cfg, World(), method, student, teacher, optimizer, cfg.lr, STEPS)
     student.register_forward_hook(lambda *args: outputs.append(args[-1]))
     for step in range(STEPS):
@@ -506,10 +508,10 @@ def test_rates(part, file):
     golden, cfg = GOLDEN['lr_' + part], settings(file)
     assert (cfg.lr, cfg.lr_multi) == (golden['lr'], golden['lr_multi'])
     model = nn.ModuleDict({'backbone': nn.Conv2d(3, 2, 1), 'head': nn.Conv2d(2, 2, 1)})
-    optimizer = build_optimizer(model, cfg.lr, cfg.lr_multi)
+    optimizer = build_optimizer(model, cfg.lr, cfg.lr_multi, cfg.momentum, cfg.weight_decay)
     used = []
     for step in range(golden['total']):
-        set_lr(optimizer, step, golden['total'], cfg.lr, cfg.lr_multi)
+        set_lr(optimizer, step, golden['total'], cfg.lr, cfg.lr_multi, cfg.lr_power)
         used.append([group['lr'] for group in optimizer.param_groups])
     compare('learning rates', used, golden['used'], 1e-14, relative=True)
     for step, rates in golden['at'].items():
@@ -728,22 +730,22 @@ def test_flips_and_boxes():
 
 def test_bounds_of_random_numbers(monkeypatch):
     jitter, blur, scale, chances = Random(), Random(), Random(0.0), {}
-    P.color_jitter(jitter)
-    P.blur(blur)
+    cfg = settings('pascal.yaml')
+    P.color_jitter(jitter, cfg.jitter_strength, cfg.jitter_hue)
+    P.blur(blur, cfg.blur_sigma)
     assert blur.asked == [DECLARED['blur_sigma']]
     assert jitter.asked == [DECLARED['jitter_' + name]
                             for name in ('brightness', 'contrast', 'saturation', 'hue')]
-    T.random_size((1000, 500), scale)
+    T.random_size((1000, 500), scale, cfg.scale_range)
     assert scale.asked == [[1000 * ratio for ratio in DECLARED['resize_ratio']]]
     assert [T.random_flip(Random(DECLARED['flip'] + x)) for x in (-1e-9, 1e-9)] == [True, False]
-    box = inspect.signature(views.cutmix_box).parameters
-    assert [box[name].default for name in ('probability', 'area', 'ratio')] == [
-        DECLARED['cutmix'], tuple(DECLARED['cutmix_area']),
-        pytest.approx(DECLARED['cutmix_ratio'])]
+    ratio = inspect.signature(views.cutmix_box).parameters['ratio'].default
+    assert [cfg.cutmix_probability, cfg.cutmix_area, ratio] == [
+        DECLARED['cutmix'], DECLARED['cutmix_area'], pytest.approx(DECLARED['cutmix_ratio'])]
     assert [*MEAN, *STD] == DECLARED['mean'] + DECLARED['std']
-    monkeypatch.setattr(P, 'sometimes', lambda draw, chance, rng: chances.update(
+    monkeypatch.setattr(P, 'sometimes', lambda draw, chance, *rest: chances.update(
         {draw.__name__: chance}) or [])
-    views.strong_operations(None)
+    views.strong_operations(None, dataclasses.replace(cfg, num_aug=0))
     assert chances == {'color_jitter': DECLARED['jitter'], 'grayscale': DECLARED['grayscale'],
                        'blur': DECLARED['blur']}
 

@@ -80,7 +80,7 @@ def arithmetic():
 @pytest.fixture(autouse=True)
 def same_dropout(request, monkeypatch):
     """A fixed pattern of channels: the random numbers of two devices differ."""
-    def perturbed(features, views):
+    def perturbed(features, views, dropout):
         image = torch.arange(features.shape[0], device=features.device).view(-1, 1, 1, 1)
         channel = torch.arange(features.shape[1], device=features.device).view(1, -1, 1, 1)
         return [features * (2 * ((image + channel + view) % 2)).to(features.dtype)

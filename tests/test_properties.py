@@ -16,8 +16,9 @@ from dssn.data import transforms
 from dssn.data.lists import Sample, format_line, parse_line, read_list, write_list
 from dssn.data.views import NO_BOX, base_view, cutmix_box, strong_view
 from dssn.errors import UserError
-from dssn.keys import Config, StrongViewsConfig
+from dssn.keys import Config
 from dssn.methods import build
+from dssn.methods.dssn import DSSNConfig
 from dssn.mixing import box_mask, paste
 from dssn.pseudo_labels import class_max, class_topk, classes, fixed, none
 
@@ -32,8 +33,7 @@ def examples(count):
 # ---- config
 
 KEYS = [field for field in Config.__dataclass_fields__] + list(
-    StrongViewsConfig.__dataclass_fields__) + [
-        'selection', 'gate', 'ratio', 'top', 'conf_thresh', 'beta', 'teacher_bn', 'warm_up_epochs',
+    DSSNConfig.__dataclass_fields__) + [
         'unknown', 'LR', '']
 words = st.sampled_from([
     '', 'auto', 'DSSN', 'supervised', 'pascal', 'mine', 'CELoss', 'OHEM', 'cpu', 'resnet50', '1e-3',
@@ -282,8 +282,8 @@ def test_strong_views_move_no_pixel(size, seed, num_aug, random_number):
     pixels = np.random.default_rng(seed).integers(0, 256, size + (3,))
     image = Image.fromarray(pixels.astype(np.uint8))
     before = np.array(image)
-    views = [strong_view(image, np.random.default_rng(seed), num_aug, random_number)
-             for _ in range(2)]
+    cfg = DSSNConfig(num_aug=num_aug, flag_use_random_num_sampling=random_number)
+    views = [strong_view(image, np.random.default_rng(seed), cfg) for _ in range(2)]
     assert views[0].size == image.size and views[0].mode == 'RGB'
     assert (np.array(views[0]) == np.array(views[1])).all() and (np.array(image) == before).all()
 
@@ -430,7 +430,7 @@ class Pointwise(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.from_numpy(rng.normal(size=(4, 3))).float())
         self.given = []
 
-    def forward(self, images, perturb=0, lean=False, views=2):
+    def forward(self, images, perturb=0, lean=False, views=2, dropout=0.5):
         self.given.append(images)
         found = torch.einsum('kc,bchw->bkhw', self.weight, images)
         return [found] + views * [found[-perturb:]] if perturb else found

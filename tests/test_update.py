@@ -52,7 +52,7 @@ def unequal_batches(labeled, unlabeled):
 @pytest.fixture
 def without_dropout(monkeypatch):
     monkeypatch.setattr(deeplabv3plus, 'perturbed',
-                        lambda features, views: [features, 0.5 * features][:views])
+                        lambda features, views, dropout: [features, 0.5 * features][:views])
 
 
 def gradients_of(parts, batch, method, warm=False, **changes):
@@ -108,7 +108,7 @@ def test_parts_draw_other_channels():
     batch = Batch(*[type(part)(*[torch.cat([t, t]) for t in part]) for part in batch])
 
     class Watched(nn.Module):
-        def forward(self, images, perturb=0, lean=False, views=2):
+        def forward(self, images, perturb=0, lean=False, views=2, dropout=0.5):
             if perturb:
                 seen.append(torch.rand(3))
             logits = images[:, :1].repeat(1, 4, 1, 1).clone().requires_grad_()

@@ -12,6 +12,7 @@ from dssn.batch import MEAN, STD, normalise
 from dssn.data import photometric as P
 from dssn.data.datasets import to_tensor
 from dssn.data.views import NO_BOX, base_view, cutmix_box, generator, strong_operations, strong_view
+from dssn.methods.dssn import DSSNConfig
 
 with open(os.path.join(os.path.dirname(__file__), 'data', 'augmentation_facts.json')) as file:
     COMMON = json.load(file)['common']
@@ -118,7 +119,7 @@ JITTER = ('brightness', 'contrast', 'color', 'hue')
 
 def test_strong_view_has_each_operation_with_its_probability_in_order():
     rng, n = np.random.default_rng(0), 20000
-    sampled = [[name for name, _ in strong_operations(rng)] for _ in range(n)]
+    sampled = [[name for name, _ in strong_operations(rng, DSSNConfig())] for _ in range(n)]
     # The four operations of the jitter occur together, in any order, or not at all.
     for names in sampled:
         if len(names) >= 4:
@@ -143,8 +144,9 @@ def test_the_pool_comes_last_and_is_always_used(num_aug, random_number):
     counts = set()
     for seed in range(60):
         rng, again = generator(seed), generator(seed)
-        operations = strong_operations(rng, num_aug, random_number)
-        first = strong_operations(again)
+        operations = strong_operations(rng, DSSNConfig(
+            num_aug=num_aug, flag_use_random_num_sampling=random_number))
+        first = strong_operations(again, DSSNConfig())
         pool = P.strong_pool(again, num_aug, random_number)
         assert operations == first + pool and rng.random() == again.random()
         counts.add(len(pool))
@@ -152,13 +154,13 @@ def test_the_pool_comes_last_and_is_always_used(num_aug, random_number):
 
 
 def test_strong_view_applies_the_sampled_operations():
-    image = photo(30, 20)
+    image, cfg = photo(30, 20), DSSNConfig(num_aug=3)
     for seed in range(30):
-        operations = strong_operations(generator(seed), 3)
+        operations = strong_operations(generator(seed), cfg)
         expected = P.apply(operations, image)
-        assert strong_view(image, generator(seed), 3).tobytes() == expected.tobytes()
+        assert strong_view(image, generator(seed), cfg).tobytes() == expected.tobytes()
         # A box is (top, left, height, width).
-        part = strong_view(image, generator(seed), 3, box=(4, 7, 9, 11))
+        part = strong_view(image, generator(seed), cfg, box=(4, 7, 9, 11))
         assert part.tobytes() == expected.crop((7, 4, 18, 13)).tobytes()
 
 
@@ -167,7 +169,7 @@ def test_strong_view_keeps_size_and_positions():
     values = np.zeros((40, 40, 3), np.uint8)
     values[10:30, 10:30] = 255
     for seed in range(40):
-        view = strong_view(Image.fromarray(values), generator(seed))
+        view = strong_view(Image.fromarray(values), generator(seed), DSSNConfig())
         assert view.mode == 'RGB' and view.size == (40, 40)
         luma = np.asarray(view.convert('L')).astype(int)
         assert luma[15:25, 15:25].min() > luma[:3].max() and luma[:3].max() == luma[-3:].max()
@@ -178,7 +180,7 @@ def test_strong_operations_change_padding_too():
     lifted = 0
     for seed in range(30):
         view, mask = base_view(Image.new('RGB', (9, 9), (255, 255, 255)), None, 16, generator(seed))
-        strong = np.asarray(strong_view(view, generator(seed, 1), 3))
+        strong = np.asarray(strong_view(view, generator(seed, 1), DSSNConfig(num_aug=3)))
         padding = np.asarray(mask) == 255
         lifted += bool(padding.any() and strong[padding].max() > 0)
     assert lifted > 5

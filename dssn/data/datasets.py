@@ -72,7 +72,7 @@ class TrainSet(Dataset):
         index, (image, mask) = self.read_or_replace(self.labeled, indices.labeled, self.read,
                                                     replaced)
         rng = generator(cfg.seed, indices.labeled_pass, index, LABELED + BASE)
-        image, mask = base_view(image, mask, cfg.crop_size, rng)
+        image, mask = base_view(image, mask, cfg.crop_size, rng, cfg.scale_range)
         return Labeled(to_tensor(image), label_tensor(mask), torch.tensor(index))
 
     def unlabeled_rows(self, indices, replaced):
@@ -88,7 +88,8 @@ class TrainSet(Dataset):
         if indices.partner != indices.unlabeled:
             partner, partner_files = self.read_or_replace(self.unlabeled, indices.partner, read,
                                                           replaced)
-        boxes = [cutmix_box(cfg.crop_size, self.rng(indices, index, UNLABELED + box))
+        boxes = [cutmix_box(cfg.crop_size, self.rng(indices, index, UNLABELED + box),
+                            cfg.cutmix_probability, cfg.cutmix_area)
                  for box in (BOX1, BOX2)]
         return (self.views(indices, index, *files, UNLABELED, boxes),
                 self.views(indices, partner, *partner_files, PARTNER, boxes))
@@ -129,7 +130,7 @@ class TrainSet(Dataset):
         cfg, pass_number = self.cfg, indices.unlabeled_pass
         label = mask and crop_to_weak_view(cfg, mask, index, pass_number, role)
         image, padding = base_view(image, None, cfg.crop_size,
-                                   self.rng(indices, index, role + BASE))
+                                   self.rng(indices, index, role + BASE), cfg.scale_range)
         weak = to_tensor(image)
         # Only the boxes of a partner's strong views are used.
         parts = boxes if role == PARTNER else (None, None)
@@ -143,9 +144,7 @@ class TrainSet(Dataset):
         """A strong view, uint8 (3, H, W). With a box, it is strong only in the box."""
         if box == NO_BOX:
             return weak
-        cfg = self.cfg
-        strong = to_tensor(strong_view(image, rng, cfg.num_aug, cfg.flag_use_random_num_sampling,
-                                       box))
+        strong = to_tensor(strong_view(image, rng, self.cfg, box))
         if box is None:
             return strong
         top, left, height, width = box
@@ -189,7 +188,7 @@ def crop_to_weak_view(cfg, mask, index, pass_number, role):
     """
     # The random numbers of the view depend only on the size, so the mask can replace the image.
     rng = generator(cfg.seed, pass_number, index, role + BASE)
-    _, mask = base_view(mask, mask, cfg.crop_size, rng)
+    _, mask = base_view(mask, mask, cfg.crop_size, rng, cfg.scale_range)
     return label_tensor(mask)
 
 

@@ -20,11 +20,11 @@ class Operation(NamedTuple):
 
 # Sampling: each function returns a list of operations.
 
-def color_jitter(rng):
-    """Brightness, contrast, saturation (0.5 to 1.5) and hue (-0.25 to 0.25), in random order."""
-    operations = [Operation(name, rng.uniform(0.5, 1.5))
+def color_jitter(rng, strength=0.5, hue=0.25):
+    """Brightness, contrast, saturation (1 - strength to 1 + strength) and hue, in random order."""
+    operations = [Operation(name, rng.uniform(1 - strength, 1 + strength))
                   for name in ('brightness', 'contrast', 'color')]
-    operations.append(Operation('hue', int(rng.uniform(-0.25, 0.25) * 255)))
+    operations.append(Operation('hue', int(rng.uniform(-hue, hue) * 255)))
     return [operations[i] for i in rng.permutation(4)]
 
 
@@ -33,14 +33,14 @@ def grayscale(rng):
     return [Operation('grayscale')]
 
 
-def blur(rng):
-    """Gaussian blur with a sigma of 0.1 to 2.0 pixels."""
-    return [Operation('blur', _sigma(rng))]
+def blur(rng, sigma=(0.1, 2.0)):
+    """Gaussian blur with a sigma between two values, pixels."""
+    return [Operation('blur', rng.uniform(*sigma))]
 
 
-def sometimes(sample, probability, rng):
-    """`sample(rng)` with a probability, else no operation."""
-    return sample(rng) if rng.random() < probability else []
+def sometimes(sample, probability, rng, *arguments):
+    """`sample(rng, *arguments)` with a probability, else no operation."""
+    return sample(rng, *arguments) if rng.random() < probability else []
 
 
 def strong_pool(rng, num_aug, random_number=True):
@@ -170,9 +170,14 @@ def gaussian_blur(image, sigma):
     return image.filter(ImageFilter.GaussianBlur(sigma))
 
 
+def blur_reach(sigma):
+    """How far a pixel of `gaussian_blur` sees: Pillow applies three box blurs."""
+    return 3 * (int((math.sqrt(4 * sigma ** 2 + 1) - 1) / 2) + 1)
+
+
 WHOLE = None
 # name: (function, reach). A pixel of the result depends on the pixels up to `reach` away from it,
-# or on the WHOLE image.
+# or on the WHOLE image. The reach may be a function of the strength.
 PIXELS = {
     'identity': (lambda image, _: image, 0),
     'brightness': (brightness, 0),
@@ -181,8 +186,7 @@ PIXELS = {
     'hue': (shift_hue, 0),
     # From here on the three bands are equal. One band is enough until `apply` returns RGB.
     'grayscale': (lambda image, _: image.convert('L'), 0),
-    # Pillow applies three box blurs. With a sigma of at most 2, each reaches 2 pixels.
-    'blur': (gaussian_blur, 6),
+    'blur': (gaussian_blur, blur_reach),
     'autocontrast': (lambda image, _: ImageOps.autocontrast(image), WHOLE),
     'equalize': (lambda image, _: ImageOps.equalize(image), WHOLE),
     'sharpness': (lambda image, factor: ImageEnhance.Sharpness(image).enhance(factor), 1),
@@ -202,7 +206,10 @@ def apply(operations, image, box=None):
         RGB, of the size of the image or of the box. A box holds the same pixels as the whole
         result cropped to it.
     """
-    steps = [PIXELS[name] + (strength,) for name, strength in operations]
+    steps = []
+    for name, strength in operations:
+        function, reach = PIXELS[name]
+        steps.append((function, reach(strength) if callable(reach) else reach, strength))
     # Up to the last operation that depends on the whole image, all pixels are needed.
     n_whole = 1 + max((i for i, (_, reach, _) in enumerate(steps) if reach is WHOLE), default=-1)
     for function, _, strength in steps[:n_whole]:

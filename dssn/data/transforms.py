@@ -30,9 +30,9 @@ class Window(NamedTuple):
         return min(self.width, self.side), min(self.height, self.side)
 
 
-def random_window(size, side, rng):
+def random_window(size, side, rng, ratio=(0.5, 2.0)):
     """A `Window` of random scale, place and mirroring, for an image of (width, height) `size`."""
-    width, height = random_size(size, rng)
+    width, height = random_size(size, rng, ratio)
     left, top = random_place((width, height), side, rng)
     return Window(width, height, left, top, side, random_flip(rng))
 

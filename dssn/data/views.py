@@ -2,6 +2,7 @@
 import numpy as np
 
 from dssn.data import photometric as P, transforms as T
+from dssn.mixing import BOX_RATIO
 
 NO_BOX = (0, 0, 0, 0)
 
@@ -18,45 +19,50 @@ def generator(*key):
     return np.random.default_rng(key)
 
 
-def base_view(image, mask, size, rng):
+def base_view(image, mask, size, rng, scale_range=(0.5, 2.0)):
     """Random scale, padding, crop to size x size, flip. The weak view of an unlabeled image.
 
     Args:
         image: Pillow RGB. mask: Pillow L, or None for an unlabeled image.
+        scale_range: smallest and largest factor of the image's sides.
 
     Returns:
         (image, mask), size x size. The mask is 255 on padding. Without a given mask it is 0
         elsewhere.
     """
-    window = T.random_window(image.size, size, rng)
+    window = T.random_window(image.size, size, rng, scale_range)
     mask = T.padding_mask(window) if mask is None else T.crop_mask(mask, window)
     return T.crop_image(image, window), mask
 
 
-def strong_view(image, rng, num_aug=0, random_number=True, box=None):
+def strong_view(image, rng, cfg, box=None):
     """The image after random `strong_operations`, or only the part of it in `box`.
 
     Args:
         image: Pillow RGB. box: (top, left, height, width), see `cutmix_box`; None: the whole image.
     """
-    return P.apply(strong_operations(rng, num_aug, random_number), image, box)
+    return P.apply(strong_operations(rng, cfg), image, box)
 
 
-def strong_operations(rng, num_aug=0, random_number=True):
+def strong_operations(rng, cfg):
     """Sample the operations of a strong view, in their order.
 
-    Colour jitter, grayscale and blur occur with probability 0.8, 0.2 and 0.5. If num_aug > 0,
-    operations of the strong pool follow (see `photometric.strong_pool`).
+    Colour jitter, grayscale and blur occur with the probabilities of the config. If
+    `cfg.num_aug` > 0, operations of the strong pool follow (see `photometric.strong_pool`).
+
+    Args:
+        cfg: a config with the keys of `ViewsConfig`.
     """
-    operations = P.sometimes(P.color_jitter, 0.8, rng)
-    operations += P.sometimes(P.grayscale, 0.2, rng)
-    operations += P.sometimes(P.blur, 0.5, rng)
-    if num_aug:
-        operations += P.strong_pool(rng, num_aug, random_number)
+    operations = P.sometimes(P.color_jitter, cfg.jitter_probability, rng, cfg.jitter_strength,
+                             cfg.jitter_hue)
+    operations += P.sometimes(P.grayscale, cfg.grayscale_probability, rng)
+    operations += P.sometimes(P.blur, cfg.blur_probability, rng, cfg.blur_sigma)
+    if cfg.num_aug:
+        operations += P.strong_pool(rng, cfg.num_aug, cfg.flag_use_random_num_sampling)
     return operations
 
 
-def cutmix_box(size, rng, probability=0.5, area=(0.02, 0.4), ratio=(0.3, 1 / 0.3)):
+def cutmix_box(size, rng, probability=0.5, area=(0.02, 0.4), ratio=BOX_RATIO):
     """Sample a CutMix box in a size x size crop: (top, left, height, width), or NO_BOX.
 
     The area is sampled once, uniform in `area` (fractions of the crop). Height/width and position

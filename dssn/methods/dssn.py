@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from dssn.errors import UserError
-from dssn.keys import StrongViewsConfig, key
+from dssn.keys import FeatureViewsConfig, ViewsConfig, key
 from dssn.losses import build_labeled_loss, masked_cross_entropy, pixel_contrast
 from dssn.methods import Terms
 from dssn.mixing import box_mask, paste
@@ -21,7 +21,7 @@ from dssn.pseudo_labels import PseudoLabels, build_selection, classes, fraction
 
 
 @dataclass(frozen=True)
-class DSSNConfig(StrongViewsConfig):
+class DSSNConfig(FeatureViewsConfig):
     """The keys that only DSSN has."""
     num_aug: int = key(0, 'largest number of operations sampled from the strong pool per view; 0: '
                           'no pool', low=0)
@@ -49,6 +49,8 @@ class DSSNConfig(StrongViewsConfig):
     feature_views: int = key(2, 'number of perturbed copies of the features to train on; 0: no '
                                 'feature level', low=0, high=2)
     contrast: bool = key(True, 'use the contrastive loss at each level with two views')
+    contrast_weight: float = key(0.01, 'weight of the contrastive losses; contrast: false leaves '
+                                       'them out', above=0)
     feature_labels: str = key('student', 'network that labels the feature level: student (as in '
                                          'the release) or teacher', choices=('student', 'teacher'))
     lean: bool = key(False, 'leave out work that affects only batch statistics: perturbed '
@@ -56,18 +58,29 @@ class DSSNConfig(StrongViewsConfig):
                             'prediction of unlabeled ones')
 
     def check(self, place):
+        ViewsConfig.check(self, place)
         if not self.image_views and not self.feature_views:
             raise UserError(f'{place}: image_views = 0 and feature_views = 0 leave unlabeled '
                             'images unused; set one of them to 1 or 2, or method to supervised')
-        if not self.feature_views and (self.lean or self.feature_labels == 'teacher'):
-            name = 'lean = true' if self.lean else 'feature_labels = teacher'
-            raise UserError(f'{place}: {name} has no effect with feature_views = 0; leave it out')
+        unused = []
+        if not self.feature_views:
+            unused = [('lean', 'feature_views = 0'), ('feature_labels', 'feature_views = 0'),
+                      ('feature_dropout', 'feature_views = 0')]
+        if not self.contrast:
+            unused.append(('contrast_weight', 'contrast = false'))
+        elif max(self.image_views, self.feature_views) < 2:
+            unused.append(('contrast_weight', 'fewer than two views of a level'))
+        for name, why in unused:
+            value = getattr(self, name, None)
+            if value not in (None, DSSNConfig.__dataclass_fields__[name].default):
+                raise UserError(f'{place}: {name} = {str(value).lower()} has no effect with {why}; '
+                                'leave it out')
 
 
 class DSSN:
     """L = 1/2 [L_x + 1/4 (L_s1 + L_s2 + L_fp1 + L_fp2) + 0.01 (L_con_s + L_con_fp)].
 
-    `labeled_weight` is the factor of L_x, 1/2 by default.
+    `labeled_weight` is the factor of L_x, 1/2 by default; `contrast_weight` is the 0.01.
     """
     name = 'DSSN'
     Config = DSSNConfig
@@ -102,7 +115,8 @@ class DSSN:
             self.label_strong(teacher, unlabeled, partner, inside1, inside2)
 
         clean, fp1, fp2 = student(torch.cat([labeled.image, unlabeled.weak]),  # (n + B, C, H, W),
-                                  perturb=len(unlabeled.weak))                 # (B, C, H, W) twice
+                                  perturb=len(unlabeled.weak),                 # (B, C, H, W) twice
+                                  dropout=self.cfg.feature_dropout)
         s1, s2 = student(torch.cat([                                           # (B, C, H, W) each
             paste(unlabeled.strong1, partner.strong1, inside1),
             paste(unlabeled.strong2, partner.strong2, inside2)])).chunk(2)
@@ -124,7 +138,8 @@ class DSSN:
         return (self.cfg.labeled_weight * losses['supervised']
                 + 0.5 * (0.25 * (losses.get('image1', 0) + losses.get('image2', 0)
                                  + losses['feature1'] + losses['feature2'])
-                         + 0.01 * (losses['contrast_image'] + losses['contrast_feature'])))
+                         + self.cfg.contrast_weight * (losses['contrast_image']
+                                                       + losses['contrast_feature'])))
 
     def label_strong(self, teacher, unlabeled, partner, inside1, inside2):
         """The teacher's `PseudoLabels` of the two mixed strong views, and its classes (B, H, W) of

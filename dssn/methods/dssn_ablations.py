@@ -103,7 +103,8 @@ class AblatedDSSN(DSSN):
         if not self.cfg.feature_views:
             return [student(labeled.image)]
         return student(torch.cat([labeled.image, unlabeled.weak]), perturb=len(unlabeled.weak),
-                       lean=self.cfg.lean, views=self.cfg.feature_views)
+                       lean=self.cfg.lean, views=self.cfg.feature_views,
+                       dropout=self.cfg.feature_dropout)
 
     def total(self, losses):
         """The paper's sum; a term that is switched off, or missing while warming up, adds 0."""
@@ -113,7 +114,8 @@ class AblatedDSSN(DSSN):
         return (self.cfg.labeled_weight * losses['supervised']
                 + 0.5 * ((a * term('image1') + a * term('image2')
                           + b * term('feature1') + b * term('feature2'))
-                         + 0.01 * (term('contrast_image') + term('contrast_feature'))))
+                         + self.cfg.contrast_weight * (term('contrast_image')
+                                                       + term('contrast_feature'))))
 
 
 def view_weights(image_views, feature_views):

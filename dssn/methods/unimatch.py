@@ -5,7 +5,7 @@ Segmentation" (CVPR 2023). n labeled and B unlabeled images, C classes, H x W th
 """
 import torch
 
-from dssn.keys import StrongViewsConfig
+from dssn.keys import FeatureViewsConfig
 from dssn.losses import build_labeled_loss, masked_cross_entropy
 from dssn.methods import Terms
 from dssn.methods.fixmatch import predict_partner
@@ -22,7 +22,7 @@ class UniMatch:
     of at least `conf_thresh`, and divided by the number of valid pixels.
     """
     name = 'unimatch'
-    Config = StrongViewsConfig
+    Config = FeatureViewsConfig
     uses_unlabeled = True
     uses_teacher = False
 
@@ -41,7 +41,8 @@ class UniMatch:
 
         other = predict_partner(student, partner)                              # (B, C, H, W)
         clean, fp = student(torch.cat([labeled.image, unlabeled.weak]),        # (n + B, C, H, W),
-                            perturb=len(unlabeled.weak), views=1)              # (B, C, H, W)
+                            perturb=len(unlabeled.weak), views=1,              # (B, C, H, W)
+                            dropout=self.cfg.feature_dropout)
         s1, s2 = student(torch.cat([                                           # (B, C, H, W) each
             paste(unlabeled.strong1, partner.strong1, inside1),
             paste(unlabeled.strong2, partner.strong2, inside2)])).chunk(2)

@@ -35,7 +35,7 @@ class DeepLabV3Plus(nn.Module):
             *conv_bn_relu(decoder_channels, decoder_channels, 3))
         self.classifier = nn.Conv2d(decoder_channels, nclass, 1)
 
-    def forward(self, images, perturb=0, lean=False, views=2):
+    def forward(self, images, perturb=0, lean=False, views=2, dropout=0.5):
         """Logits in the size of the images.
 
         Args:
@@ -49,6 +49,7 @@ class DeepLabV3Plus(nn.Module):
                 features of the U images go through it in a second pass without gradient. The
                 predictions differ only by batch statistics.
             views (int): number of perturbed copies of each image, at least 1.
+            dropout (float): probability that a copy loses a channel, see `perturbed`.
 
         Returns:
             Tensor: logits (N, C, H, W); or, with perturb, the tuple (clean, fp1, fp2, ...) of
@@ -61,7 +62,7 @@ class DeepLabV3Plus(nn.Module):
         n = len(images) - perturb
         if lean:
             labeled, *copies = self.decode(*[
-                torch.cat([c[:n]] + perturbed(c[n:], views)) for c in (c1, c4)]).split(
+                torch.cat([c[:n]] + perturbed(c[n:], views, dropout)) for c in (c1, c4)]).split(
                     [n] + views * [perturb])
             # After the pass with gradient: before PyTorch 2.2 autocast caches the half-precision
             # weights of the first pass, and those of a pass without gradient transmit no gradient.
@@ -70,7 +71,7 @@ class DeepLabV3Plus(nn.Module):
             clean = torch.cat([labeled, own])
         else:
             clean, *copies = self.decode(*[
-                torch.cat([c] + perturbed(c, views)) for c in (c1, c4)]).chunk(1 + views)
+                torch.cat([c] + perturbed(c, views, dropout)) for c in (c1, c4)]).chunk(1 + views)
         logits = resize(as_float(torch.cat([clean] + [fp[-perturb:] for fp in copies])), size)
         return logits.split([len(images)] + views * [perturb])
 
@@ -135,13 +136,14 @@ def world_size():
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def perturbed(features, views):
+def perturbed(features, views, dropout=0.5):
     """A list of `views` copies of features (N, K, h, w) with independent channel dropout.
 
-    Each copy loses half of the channels on average; the others are doubled. Dropout is a strong
-    augmentation here, not a regulariser, so it also acts in evaluation mode.
+    Each channel of each copy is 0 with probability `dropout`; the others are divided by
+    1 - dropout. Dropout is a strong augmentation here, not a regulariser, so it also acts in
+    evaluation mode.
     """
-    return [F.dropout2d(features, p=0.5, training=True) for _ in range(views)]
+    return [F.dropout2d(features, p=dropout, training=True) for _ in range(views)]
 
 
 def as_float(logits):

@@ -9,6 +9,7 @@ from dssn.models.weights import read_torch_file
 from dssn.run import checkpoint
 from dssn.run.lock import Lock
 from dssn.run.saving import INSPECT
+from dssn.run.scoring import KEPT_BEST
 
 ASIDE = 'before_'  # prefix of the folders into which --fresh moves old runs
 
@@ -95,7 +96,8 @@ def move_aside(folder):
     names = [name for name in sorted(os.listdir(folder))
              if name in ('best.pth', 't_best.pth', 'config.yaml', 'metrics.jsonl', 'train.log',
                          checkpoint.LATEST, checkpoint.PREVIOUS, checkpoint.DAMAGED, INSPECT)
-             or name.startswith('events.out.tfevents')]
+             or name.startswith('events.out.tfevents')
+             or KEPT_BEST.fullmatch(name)]
     if not names:
         return []
     target = os.path.join(folder, datetime.datetime.now().strftime(f'{ASIDE}%Y%m%d_%H%M%S'))

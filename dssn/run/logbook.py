@@ -15,6 +15,7 @@ from dssn.run import metrics
 from dssn.run.append_log import AppendLog
 from dssn.run.machine import machine
 from dssn.run.nonfinite import FiniteCheck
+from dssn.run.scoring import BEST_FILES, aside
 
 
 class Logbook:
@@ -203,7 +204,8 @@ class Logbook:
         """Exclude time that was not training from images per second."""
         self.since += seconds
 
-    def evaluation(self, epoch, step, result, names, lr, seconds, selecting=None):
+    def evaluation(self, epoch, step, result, names, lr, seconds, selecting=None,
+                   anew=''):
         """Write an evaluation: table, metrics.jsonl, TensorBoard.
 
         Args:
@@ -211,6 +213,7 @@ class Logbook:
                 val, without 'teacher' if there is none. names: of the classes. lr: rate of the
                 backbone. seconds: of training and evaluation so far, over all starts of the run.
             selecting: {role: Scores} on select_on, if the run has this list.
+            anew: why scores are not comparable with those before; '' if they are.
         """
         if not self.world.is_main:
             return
@@ -221,7 +224,10 @@ class Logbook:
             line[f'{role}_iou'] = score and dict(zip(names, score.iou))
         if selecting:
             line['select_on'] = {role: score.miou for role, score in selecting.items()}
-        line.update(protocol=self.cfg.protocol, absent=metrics.ABSENT, processes=self.world.size)
+        if anew:
+            line['anew'] = anew
+        line.update(protocol=self.cfg.protocol, eval_amp=self.cfg.eval_amp, absent=metrics.ABSENT,
+                    processes=self.world.size)
         line['lists'] = {role: {'text': known.text, 'lines': known.lines, 'sha256': known.sha256}
                          for role, known in self.lists.items()}
         line.update(lr=lr, seconds=round(seconds, 2),
@@ -237,6 +243,10 @@ class Logbook:
             self._board_call('add_scalar', f'select_on/{role}/mIoU', score.miou, step)
         self._board_call('flush')
         self.write(table(result, names))
+        if anew:
+            kept = ' and '.join(aside(BEST_FILES[role], epoch - 1) for role in result)
+            self.write(f'scores are not comparable with those before ({anew}): the best is '
+                       f'selected anew from this evaluation on; that before is kept as {kept}')
         if selecting:
             self.write('mIoU on select_on: ' + ', '.join(
                 f'{role} {score.miou:.2f}' for role, score in selecting.items()))

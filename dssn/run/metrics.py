@@ -3,6 +3,7 @@ import json
 
 from dssn.errors import UserError
 from dssn.inference.evaluation import few_classes, scored_classes
+from dssn.run.scoring import BEST_FILES
 
 ROLES = ('student', 'teacher')
 ABSENT = 'skip'  # rule for a class in neither ground truth nor prediction, see `scores`
@@ -73,10 +74,22 @@ def wrong_keys(record, roles):
     wrong = [key for key in ('iteration',) + roles if not is_number(record, key)]
     if not all(is_number(record.get('select_on', record), role) for role in roles):
         wrong.append('select_on')
+    if not isinstance(record.get('anew', ''), str):
+        wrong.append('anew')
     lists = record.get('lists', {})
     if not isinstance(lists, dict) or not all(map(is_identity, lists.values())):
         wrong.append('lists')
     return wrong
+
+
+def comparable(evaluations):
+    """The last evaluations whose scores are comparable.
+
+    A run may be resumed with another val list, selection list or protocol. The first evaluation
+    after that has `anew`: what changed.
+    """
+    first = max((i for i, line in enumerate(evaluations) if line.get('anew')), default=0)
+    return evaluations[first:]
 
 
 def best(evaluations, role):
@@ -90,13 +103,19 @@ def best(evaluations, role):
 def summarise(evaluations, protocol):
     """The record that ends a run, kind `summary`: best and last scores of both networks.
 
+    Only the last `comparable` evaluations count. If others are left out, `anew` states the first
+    epoch that counts, and what changed.
+
     Args:
         evaluations: of the run, at least one. protocol: used if the records have none.
     """
-    last = evaluations[-1]
+    evaluations = comparable(evaluations)
+    last, anew = evaluations[-1], evaluations[0].get('anew')
     summary = {'kind': 'summary', 'epoch': last['epoch'], 'iteration': last['iteration'],
                'evaluations': len(evaluations),
                'selected_on': 'select_on' if 'select_on' in last else 'val', 'best': {}, 'last': {}}
+    if anew:
+        summary['anew'] = {'epoch': evaluations[0]['epoch'], 'changes': anew}
     for role in ROLES:
         scored = last.get(role) is not None
         summary['best'][role] = entry(best(evaluations, role), role) if scored else None
@@ -148,17 +167,16 @@ def fall_text(records, role):
     Args:
         records: of the run so far. The mIoU is that on select_on if the run has this list.
     """
-    lines = [record for record in records if record['kind'] == 'evaluation']
+    lines = comparable([record for record in records if record['kind'] == 'evaluation'])
     scores = [(line['epoch'], line.get('select_on', line).get(role)) for line in lines]
     scores = [(epoch, score) for epoch, score in scores if score is not None]
     peak = fall(scores)
     if peak is None:
         return None
-    kept = {'student': 'best.pth', 'teacher': 't_best.pth'}[role]
     where = 'select_on' if 'select_on' in lines[-1] else 'val'
     return (f"warning: the {role}'s mIoU on {where} has been more than {FALL_POINTS:g} below its "
             f'peak for {FALL_LENGTH} evaluations: {peak[1]:.2f} at epoch {peak[0]}, now '
-            f'{scores[-1][1]:.2f} at epoch {scores[-1][0]}; {kept} keeps the peak')
+            f'{scores[-1][1]:.2f} at epoch {scores[-1][0]}; {BEST_FILES[role]} keeps the peak')
 
 
 def text(summary):
@@ -173,7 +191,10 @@ def text(summary):
         if None not in values:
             cells = [f'{v:>9}' if key == 'epoch' else f'{v:9.2f}' for v in values]
             lines.append(' '.join([f'{name:<19}'] + cells))
-    return '\n'.join(lines + few_classes_lines(summary) + [selection_text(summary)])
+    lines += few_classes_lines(summary)
+    if 'anew' in summary:
+        lines.append(anew_text(summary['anew']))
+    return '\n'.join(lines + [selection_text(summary)])
 
 
 def few_classes_lines(summary):
@@ -184,6 +205,12 @@ def few_classes_lines(summary):
                   if summary[which][role]]
         lines += few_classes(role, 'mIoU', min(counts, default=2))
     return lines
+
+
+def anew_text(anew):
+    """A line on the evaluations that a summary leaves out."""
+    return (f"evaluations before epoch {anew['epoch']} are left out, because their scores are not "
+            f"comparable: {anew['changes']}")
 
 
 def head(summary):

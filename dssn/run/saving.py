@@ -6,6 +6,7 @@ from dssn import config
 from dssn.distributed import one_line
 from dssn.errors import UserError
 from dssn.run import checkpoint
+from dssn.run.scoring import KEPT_BEST, aside
 
 RETRY = 60  # seconds between a failed save and the next attempt
 INSPECT = 'nonfinite.pth'  # the networks after a value that was not finite
@@ -23,6 +24,7 @@ class Saver:
         self.steps, self.seconds = config.interval(cfg.save_every)
         self.next = time.monotonic() + (self.seconds or float('inf'))
         self.waiting = {}    # {file: content} to write with the next state, such as best.pth
+        self.keep_until = None  # if set, files that are replaced are kept, see `scoring.aside`
         self.unsaved = None  # the state whose save failed
         self.saved_step = 0
         self.written = None  # (epoch, step) of the last state that this process wrote
@@ -34,6 +36,15 @@ class Saver:
     def is_late(self):
         """Whether a save is due by the clock: `save_every` in minutes, or a retry."""
         return time.monotonic() > self.next
+
+    def take_back(self, epoch):
+        """Undo `keep_until` of evaluations whose state was not saved; `epoch`: of the state."""
+        found = filter(None, map(KEPT_BEST.fullmatch, os.listdir(self.folder)))
+        # The earliest last: the later ones are of evaluations that are all made again.
+        for kept in sorted(found, key=lambda kept: -int(kept.group(2))):
+            if int(kept.group(2)) >= epoch:
+                os.replace(os.path.join(self.folder, kept.group()),
+                           os.path.join(self.folder, f'{kept.group(1)}.pth'))
 
     def write(self, state):
         """Write the waiting files, then latest.pth. The old latest.pth becomes previous.pth.
@@ -48,8 +59,13 @@ class Saver:
         try:
             # In this order: an evaluation counts as done only if its best.pth is saved.
             for name in list(self.waiting):
-                checkpoint.save(os.path.join(self.folder, name), self.waiting[name])
+                keep = None if self.keep_until is None else \
+                    os.path.join(self.folder, aside(name, self.keep_until))
+                if keep and os.path.exists(keep):  # kept before a save that failed
+                    keep = None
+                checkpoint.save(os.path.join(self.folder, name), self.waiting[name], keep)
                 del self.waiting[name]
+            self.keep_until = None
             checkpoint.save(os.path.join(self.folder, checkpoint.LATEST), state,
                             keep=os.path.join(self.folder, checkpoint.PREVIOUS))
         except OSError as error:

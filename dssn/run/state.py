@@ -1,4 +1,5 @@
 """The state of a run: written to latest.pth, and restored when the run is resumed."""
+import shlex
 import time
 from dataclasses import dataclass, field
 from typing import Dict, Optional
@@ -11,6 +12,9 @@ from dssn.distributed import unwrap
 from dssn.errors import UserError
 from dssn.models.weights import load_weights, network_weights
 from dssn.optim import load_optimizer
+from dssn.run.scoring import changes_of, finished_text
+
+EVALUATED = 'val list', 'select_on list'  # names of lists that no weight depends on
 
 
 @dataclass
@@ -20,6 +24,7 @@ class Progress:
     step: int = 0          # number of optimizer steps made
     seconds: float = 0.0   # of training and evaluation
     best: Dict[str, float] = field(default_factory=dict)  # {role: highest mIoU} so far
+    scored: Dict[str, str] = field(default_factory=dict)  # `scoring` of these; empty before them
     miou: Optional[float] = None  # the student's mIoU on val at the last evaluation
     skips: int = 0         # steps skipped because they were not finite
     since: float = 0.0     # time of the last change of `seconds`
@@ -55,6 +60,7 @@ def state_of(run):
     state = {'model': network_weights(unwrap(networks.student)),
              'optimizer': networks.optimizer.state_dict(), 'world': world.size,
              'seconds': progress.seconds, 'best': dict(progress.best), 'miou': progress.miou,
+             'scored': dict(progress.scored),
              'skips': progress.skips, 'log': run.log.state(), 'watch': watch,
              'replaced': dict(run.loader.replaced),
              'lists': {role: list_text(known) for role, known in run.data.identities.items()},
@@ -82,7 +88,7 @@ def restore(run, saved, path):
     Raises:
         UserError: the file holds no such state, or that of a run with other settings.
     """
-    changes = compare(run, saved, path)
+    changed = compare(run, saved, path)
     networks, progress = run.networks, run.progress
     for name, network in {'model': unwrap(networks.student), 'teacher': networks.teacher}.items():
         if network is not None:
@@ -95,22 +101,42 @@ def restore(run, saved, path):
         run.update.scaler.load_state_dict(saved['scaler'])
     progress.epoch, progress.seconds = saved['epoch'], saved['seconds']
     progress.best = saved['best']
+    progress.scored = saved.get('scored', scored_before(run, saved, changed))
     progress.step = run.saver.saved_step = saved['step']
     progress.miou, progress.skips = saved['miou'], saved.get('skips', 0)
     if 'watch' in saved:
         run.watch.restore(saved['watch'])
     run.loader.replaced.update(saved.get('replaced', {}))
-    if saved.get('torch', torch.__version__) != torch.__version__:
+    changes = list(changed.values())
+    new_best = changes_of(progress.scored, run.scoring)
+    if run.finished:
+        known = [name for name in (*run.cfg.evaluation_keys(), *EVALUATED) if name in changed]
+        changes = [*changes, finished_text(run.cfg, known)] if known or new_best else []
+    elif new_best:
+        changes.append(f'scores so far are not comparable with later ones ({new_best}): the next '
+                       'evaluation selects the best anew, and the best so far is kept')
+    if not run.finished and saved.get('torch', torch.__version__) != torch.__version__:
         changes.append(f'saved by PyTorch {saved["torch"]}, this is {torch.__version__}: the '
                        'last digits of results may differ')
     return changes
 
 
+def scored_before(run, saved, changed):
+    """`Progress.scored` of a state without it: the lists had their present masks."""
+    if not saved['best']:
+        return {}
+    then, found = saved['config'], dict(run.scoring)
+    found.update({name: 'another' for name in EVALUATED if name in changed})
+    if bool(then.get('select_on')) != bool(run.cfg.select_on):
+        found['select_on list'] = 'another' if then.get('select_on') else 'none'
+    return {**found, **{name: then[name] for name in ('protocol', 'eval_amp') if name in then}}
+
+
 def compare(run, saved, path):
-    """Lines on changed settings.
+    """{name: text} of the settings that have changed.
 
     Raises:
-        UserError: a changed setting affects the result.
+        UserError: a changed setting affects the weights.
     """
     if not isinstance(saved, dict) or not {'optimizer', 'world', 'config'} <= set(saved):
         raise UserError(f'{path}: cannot resume from this file: it is no latest.pth of this '
@@ -121,17 +147,29 @@ def compare(run, saved, path):
     for role, known in run.data.identities.items():
         now[f'{role} list'] = list_text(known)
         then[f'{role} list'] = saved.get('lists', {}).get(role, now[f'{role} list'])
-    free, texts = run.cfg.keys('none'), {}
+    free, texts = {*run.cfg.keys('none'), *run.cfg.evaluation_keys(), *EVALUATED}, {}
     for name in sorted({**now, **then}):
         if now.get(name) != then.get(name):
             texts[name] = f'{name} was {then.get(name)!r}, is {now.get(name)!r}'
-    others = [text for name, text in texts.items() if name not in free]
+    others = {name: text for name, text in texts.items() if name not in free}
     if others:
         raise UserError(f'{path}: this folder holds a run with other settings: '
-                        f'{"; ".join(others)}. To resume it, set the old values (--set). Otherwise '
-                        'choose another --save-path, or start over with --fresh, which moves the '
-                        'old run aside')
-    return list(texts.values())
+                        f'{"; ".join(others.values())}. To resume it, set the old values (--set). '
+                        'Otherwise choose another --save-path, or start over with --fresh, which '
+                        'moves the old run aside'
+                        + (longer(run.cfg, path) if 'epochs' in others else ''))
+    return texts
+
+
+def longer(cfg, path):
+    """The ways to train on if `epochs` differs from that of the run at `path`."""
+    weights = shlex.quote(f'init_from={path}')
+    folder = cfg.save_path.rstrip('/')
+    return (f'. The learning rate at each step depends on epochs, so another number of epochs is '
+            f'another run. To train {cfg.epochs} epochs from its weights: --set {weights} '
+            f"--save-path {shlex.quote(f'{folder}_continued')}. To train {cfg.epochs} epochs from "
+            f"the start: --save-path {shlex.quote(f'{folder}_epochs{cfg.epochs}')}. (With "
+            'scripts/train.sh set another exp instead of --save-path)')
 
 
 def list_text(known):

@@ -3,7 +3,7 @@ import csv
 import json
 
 from dssn.errors import UserError
-from dssn.run.metrics import ABSENT_TEXT, ROLES, few_classes_lines
+from dssn.run.metrics import ABSENT_TEXT, ROLES, anew_text, few_classes_lines
 from dssn.tools.run_folders import (
     LISTS,
     NOT_RECORDED,
@@ -119,7 +119,10 @@ def notes(rows, empty):
                          'independent')
         if differ([run.summary['evaluations'] for run in row.runs]):
             lines.append(f'row {row.number}: its runs have different numbers of evaluations; a '
-                         'line of their metrics.jsonl was lost, and `best` may be too low')
+                         'line of their metrics.jsonl was lost, or a run was resumed with other '
+                         'evaluations; `best` may be too low')
+    lines += [f"{run.folder}: {anew_text(run.summary['anew'])}"
+              for row in rows for run in row.runs if 'anew' in run.summary]
     unknown = [row.number for row in rows
                if any(NOT_RECORDED in text for text in row.first.lists.values())]
     if unknown:

@@ -1,4 +1,5 @@
 """Reads the folders of trained runs, and groups runs that may be averaged into rows."""
+import itertools
 import json
 import os
 import re
@@ -21,7 +22,7 @@ class RunRecord(NamedTuple):
     folder: str
     seed: int
     epochs: int               # in total, as configured
-    evaluations: List[dict]
+    evaluations: List[dict]   # those that are comparable, see `metrics.comparable`
     summary: dict             # of the evaluations so far, see `metrics.summarise`
     dataset: str
     method: str
@@ -97,10 +98,12 @@ def read_run(folder):
                  processes=summary['processes'] or NOT_RECORDED)
     compared = cfg.keys('result')
     settings = {key: value for key, value in config.to_dict(cfg).items() if key in compared}
+    settings['eval_amp'] = evaluations[-1].get('eval_amp', settings['eval_amp'])
     # Each run may start from the run of its own seed: that is not a different setting.
     settings['init_from'] = re.sub(rf'seed{cfg.seed}(?!\d)', 'seed*', settings['init_from'])
-    return RunRecord(folder, cfg.seed, cfg.epochs, evaluations, summary, cfg.dataset, cfg.method,
-                     settings, facts, {role: list_text(known) for role, known in lists.items()},
+    return RunRecord(folder, cfg.seed, cfg.epochs, metrics.comparable(evaluations), summary,
+                     cfg.dataset, cfg.method, settings, facts,
+                     {role: list_text(known) for role, known in lists.items()},
                      cfg.labeled_images * (summary['processes'] or 1))
 
 
@@ -109,20 +112,24 @@ def list_identities(cfg, evaluations, path):
 
     Raises:
         UserError: a list changed between two evaluations, so the scores belong to neither list.
+            Lists to evaluate on may change if the evaluations are not compared.
     """
-    recorded = [line['lists'] for line in evaluations if line.get('lists')]
-    for lists in recorded:
-        for role in lists:
-            if lists[role]['sha256'] != recorded[0].get(role, {}).get('sha256'):
+    for lines, roles in ((evaluations, LISTS[:2]), (metrics.comparable(evaluations), LISTS[2:])):
+        recorded = [line['lists'] for line in lines if line.get('lists')]
+        for role, lists in itertools.product(roles, recorded):
+            if role in lists and \
+                    lists[role]['sha256'] != recorded[0].get(role, {}).get('sha256'):
                 raise UserError(f'{path}: the {role} list changed after the run was resumed; such '
                                 'a run cannot be compared with others: move it elsewhere')
-    known = recorded[0] if recorded else {}
+    known = recorded[0] if recorded else {}  # of the evaluations that are compared
     paths = cfg.list_paths
     if not methods.reads_unlabeled(methods.find(cfg.method, path)):
         paths.pop('unlabeled', None)
     # Without a select_on list, val selects the best weights.
     found = {'unlabeled': {'text': 'none', 'sha256': None},
              'select_on': {'text': 'val', 'sha256': 'val'}}
+    if known:  # the config may name lists on which the run has not been evaluated yet
+        paths = {role: paths[role] for role in paths if role in LISTS[:2] or role in known}
     for role, listed in paths.items():
         unknown = {'text': f'{listed} (ids {NOT_RECORDED})', 'sha256': f'path {listed}'}
         found[role] = known.get(role, unknown)

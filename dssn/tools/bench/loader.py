@@ -146,7 +146,7 @@ class PlainSet(Dataset):
         image = self.open_image(sample)
         mask = self.open_mask(sample)
         rng = generator(self.cfg.seed, indices.labeled_pass, indices.labeled, LABELED + BASE)
-        image, mask = plain_view(image, mask, self.cfg.crop_size, rng)
+        image, mask = plain_view(image, mask, self.cfg, rng)
         return Labeled(to_floats(image), torch.from_numpy(np.array(mask)).long(),
                        torch.tensor(indices.labeled))
 
@@ -157,22 +157,22 @@ class PlainSet(Dataset):
         # padding.
         self.open_mask(self.samples[index])
         mask = Image.new('L', image.size, 0)
-        weak, mask = plain_view(image, mask, cfg.crop_size,
-                                generator(cfg.seed, epoch, index, role + BASE))
+        weak, mask = plain_view(image, mask, cfg, generator(cfg.seed, epoch, index, role + BASE))
         weak, *copies = [copy.deepcopy(weak) for _ in range(3)]
-        strong = [plain_strong_view(image, generator(cfg.seed, epoch, index, role + view),
-                                    cfg.num_aug, cfg.flag_use_random_num_sampling)
+        strong = [plain_strong_view(image, generator(cfg.seed, epoch, index, role + view), cfg)
                   for view, image in zip((STRONG1, STRONG2), copies)]
-        boxes = [cutmix_box(cfg.crop_size, generator(cfg.seed, epoch, indices.unlabeled,
-                                                     UNLABELED + box)) for box in (BOX1, BOX2)]
+        boxes = [cutmix_box(cfg.crop_size,
+                            generator(cfg.seed, epoch, indices.unlabeled, UNLABELED + box),
+                            cfg.cutmix_probability, cfg.cutmix_area) for box in (BOX1, BOX2)]
         valid = torch.from_numpy(np.array(mask)).long() != T.IGNORE
         return Unlabeled(*[to_floats(view) for view in (weak, *strong)], valid,
                          *[torch.tensor(box) for box in boxes], torch.tensor(index))
 
 
-def plain_view(image, mask, side, rng):
+def plain_view(image, mask, cfg, rng):
     """The base view by plain code: image and mask are resized, padded, cropped and flipped."""
-    size = T.random_size(image.size, rng)
+    side = cfg.crop_size
+    size = T.random_size(image.size, rng, cfg.scale_range)
     image = image.resize(size, Image.Resampling.BILINEAR)
     mask = mask.resize(size, Image.Resampling.NEAREST)
     padding = (0, 0, max(side - size[0], 0), max(side - size[1], 0))
@@ -198,9 +198,9 @@ PLAIN_PIXELS = {
     'grayscale': lambda image, _: image.convert('L').convert('RGB')}
 
 
-def plain_strong_view(image, rng, num_aug, random_number):
+def plain_strong_view(image, rng, cfg):
     """The strong view by plain code: each operation by Pillow or torchvision on the whole view."""
-    for name, strength in strong_operations(rng, num_aug, random_number):
+    for name, strength in strong_operations(rng, cfg):
         function = PLAIN_PIXELS[name] if name in PLAIN_PIXELS else PIXELS[name][0]
         image = function(image, strength)
     return image

@@ -257,7 +257,7 @@ def random_batch(cfg, with_unlabeled):
         return Batch(labeled, None, None)
     valid = torch.ones(b, size, size, dtype=torch.bool)
     valid[:, edge:] = False
-    boxes = [torch.tensor([cutmix_box(size, generator(cfg.seed, i, view), probability=1)
+    boxes = [torch.tensor([cutmix_box(size, generator(cfg.seed, i, view), 1, cfg.cutmix_area)
                            for i in range(b)]) for view in (1, 2)]
     unlabeled, partner = [
         Unlabeled(images(b), images(b), images(b), valid, *boxes, torch.arange(b))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from dssn import methods
-from dssn.keys import Config
+from dssn.keys import ViewsConfig
 from dssn.labels import IGNORE
 from dssn.methods.dssn import DSSNConfig
 from dssn.methods.dssn_ablations import AblatedDSSN
@@ -65,12 +65,10 @@ def dssn_key(name):
 
 
 @dataclass(frozen=True)
-class StrongSupervisedConfig(Config):
+class StrongSupervisedConfig(ViewsConfig):
     """DSSN's keys, without those about pseudo-labels."""
     # Constants, not keys: every pixel is selected and has its true class.
     selection, feature_labels, watch_truth = 'none', 'student', False
-    cutmix_partner: str = dssn_key('cutmix_partner')
-    labeled_weight: float = dssn_key('labeled_weight')
     num_aug: int = dssn_key('num_aug')
     flag_use_random_num_sampling: bool = dssn_key('flag_use_random_num_sampling')
     beta: float = dssn_key('beta')
@@ -79,6 +77,8 @@ class StrongSupervisedConfig(Config):
     image_views: int = dssn_key('image_views')
     feature_views: int = dssn_key('feature_views')
     contrast: bool = dssn_key('contrast')
+    contrast_weight: float = dssn_key('contrast_weight')
+    feature_dropout: float = dssn_key('feature_dropout')
     lean: bool = dssn_key('lean')
 
     check = DSSNConfig.check
