@@ -41,8 +41,8 @@ def start(cfg, world, fresh=False):
     """
     folder = Folder(cfg.save_path, world, fresh)
     try:
-        data = Data(cfg, world)
         saved, path, warning = folder.newest_state()
+        data = Data(cfg, world, first=saved is None)
         networks = Networks(cfg, world, initial=saved is None)
         run = Run(cfg, world, folder, data, networks)
         changes = restore(run, saved, path) if saved is not None else []

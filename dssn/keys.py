@@ -80,9 +80,10 @@ class Config:
                                'loads; auto: on a GPU the CPU cores of a training process minus '
                                'one, 1 to 8; on a CPU 1, or 0 if there is one core', low=0,
                        word='auto', effect='none')
-    max_bad_samples: int = key(10, 'largest number of unreadable training files, per process; each '
-                                   'is logged and replaced by the next file of its list; one more '
-                                   'stops the run; 0: the first stops it', low=0, effect='none')
+    max_bad_samples: int = key(10, 'largest number of unreadable unlabeled files, per process; '
+                                   'each is logged and replaced by the next file of the list; one '
+                                   'more stops the run; 0: the first stops it; of the labeled '
+                                   'files none may be bad', low=0, effect='none')
     crop_size: int = key(321, 'side of the square training crop, pixels', low=17)
     scale_range: List[float] = key([0.5, 2.0], 'smallest and largest factor of the random resize '
                                                'before the crop, of labeled and unlabeled images',

@@ -849,19 +849,37 @@ def test_training_checks_some_masks_of_long_lists(tiny_world, monkeypatch):
     cfg = world.load()
     samples = read_list(world.labeled), None, read_list(world.val)
     with pytest.raises(UserError, match='line 4: image images/val0.jpg is on .* line 1 too'):
-        quick.quick_check(cfg, *samples)
+        quick.quick_check(cfg, *samples, first=False)
     first = sorted(places)
     assert [sum(place.startswith(getattr(world, part)) for place in first)
             for part in ('labeled', 'val')] == [32, 32]
     assert len(set(first)) == 64
     del places[:]
     with pytest.raises(UserError):
-        quick.quick_check(cfg, *samples)
+        quick.quick_check(cfg, *samples, first=False)
     assert sorted(places) == first
     del places[:]
     with pytest.raises(UserError):
-        quick.quick_check(world.load(seed=1), *samples)
+        quick.quick_check(world.load(seed=1), *samples, first=False)
     assert sorted(places) != first
+
+
+@pytest.mark.parametrize('file', ['images/labeled4.jpg', 'masks/labeled4.png'])
+def test_all_labeled_files_are_decoded_before_the_first_step(tiny_world, monkeypatch, file):
+    """The end of a file is missing, so its header is right. A run that resumes decodes a part."""
+    monkeypatch.setattr(quick, 'MASKS_PER_LIST', 1)
+    world = tiny_world(seed=0)
+    path = os.path.join(world.root, file)
+    with open(path, 'rb') as opened:
+        data = opened.read()
+    with open(path, 'wb') as opened:
+        opened.write(data[:-20])
+    cfg = world.load()
+    samples = read_list(world.labeled), None, read_list(world.val)
+    with pytest.raises(UserError, match=f'labeled.txt line 5: .*{file}'):
+        quick.quick_check(cfg, *samples)
+    assert np.random.default_rng(0).permutation(5)[0] != 4
+    assert quick.quick_check(cfg, *samples, first=False) == []
 
 
 def test_labeled_masks_are_read_until_two_classes_are_seen(tiny_world, monkeypatch):
@@ -878,15 +896,15 @@ def test_labeled_masks_are_read_until_two_classes_are_seen(tiny_world, monkeypat
     cfg = world.load()
     last = np.random.default_rng(cfg.seed).permutation(100)[-1]
     write(world, 'labeled', [two if i == last else one for i in range(100)])
-    assert quick.some_mask_problems(cfg, 'labeled', read_list(world.labeled))[0].kind \
+    assert quick.file_problems(cfg, 'labeled', read_list(world.labeled), False)[0].kind \
         == 'absent_class'
     assert len(set(places)) == 100
     write(world, 'labeled', [one] * 100)
-    problem, _ = quick.some_mask_problems(cfg, 'labeled', read_list(world.labeled))
+    problem, _ = quick.file_problems(cfg, 'labeled', read_list(world.labeled), False)
     assert problem.kind == 'one_class' and 'all 100 masks read hold only class 0' in problem.message
     del places[:]
     write(world, 'labeled', [two] * 100)
-    assert quick.some_mask_problems(cfg, 'labeled', read_list(world.labeled)) == []
+    assert quick.file_problems(cfg, 'labeled', read_list(world.labeled), False) == []
     assert len(places) == 32  # too few to say that a class is absent
 
 

@@ -359,11 +359,10 @@ def test_the_item_of_a_bad_file_is_an_error_with_its_line(tiny_world):
 def test_the_next_readable_sample_replaces_a_bad_one(tiny_world):
     world = tiny_world(cutmix_partner='other')
     data = train_set(world)
-    for name in ('unlabeled4', 'unlabeled5', 'unlabeled8', 'labeled1'):
+    for name in ('unlabeled4', 'unlabeled5', 'unlabeled8'):
         with open(os.path.join(world.root, 'images', name + '.jpg'), 'wb') as file:
             file.write(b'no image')
     for indices, replaced, paths in (
-            (RowIndices(1, 0, 2, 3, 0), RowIndices(2, 0, 2, 3, 0), ['labeled1']),
             (RowIndices(0, 0, 4, 2, 0), RowIndices(0, 0, 6, 2, 0), ['unlabeled4']),
             (RowIndices(0, 0, 2, 5, 0), RowIndices(0, 0, 2, 6, 0), ['unlabeled5']),
             (RowIndices(0, 3, 8, 8, 1), RowIndices(0, 3, 0, 0, 1), ['unlabeled8'])):
@@ -375,18 +374,19 @@ def test_the_next_readable_sample_replaces_a_bad_one(tiny_world):
             assert all(torch.equal(a, b) for a, b in zip(part, same))
 
 
-def test_a_bad_mask_of_a_labeled_image_is_replaced_too(tiny_world):
+@pytest.mark.parametrize('file', ['images/labeled0.jpg', 'masks/labeled0.png'])
+def test_a_labeled_sample_is_not_replaced(tiny_world, file):
     world = tiny_world()
-    Image.new('L', (40, 30), 9).save(os.path.join(world.root, 'masks', 'labeled0.png'))
+    Image.new('L', (41, 30), 9).save(os.path.join(world.root, file))
     item = train_set(world)[RowIndices(0, 0, 1, 1, 0)]
-    assert int(item.row.labeled.index) == 1 and 'labeled0.png' in item.files[0][1]
+    assert isinstance(item, UserError) and 'labeled0.' in str(item)
 
 
 def test_no_sample_is_replaced_if_all_are_bad_or_the_data_root_is_missing(tiny_world):
     world = tiny_world()
     data = train_set(world)
-    for i in range(5):
-        os.remove(os.path.join(world.root, 'images', f'labeled{i}.jpg'))
+    for i in range(9):
+        os.remove(os.path.join(world.root, 'images', f'unlabeled{i}.jpg'))
     assert isinstance(data[RowIndices(1, 0, 1, 1, 0)], UserError)
     world = tiny_world()
     data = train_set(world)

@@ -43,7 +43,7 @@ class TrainSet(Dataset):
 
     If an index is None, its part of the row is None.
 
-    If `max_bad_samples` > 0, an unreadable sample is replaced by the next readable one of its list.
+    If `max_bad_samples` > 0, an unreadable unlabeled sample is replaced by the next readable one.
     The item is then a `RepairedRow`. Any other bad file makes the item a UserError, which the
     training loop raises. (A UserError that is raised in a worker process would reach the user as a
     traceback.)
@@ -59,18 +59,17 @@ class TrainSet(Dataset):
     def __getitem__(self, indices):
         replaced = []
         try:
-            labeled = None if indices.labeled is None else self.labeled_row(indices, replaced)
+            labeled = None if indices.labeled is None else self.labeled_row(indices)
             row = Batch(labeled, None, None) if indices.unlabeled is None else \
                 Batch(labeled, *self.unlabeled_rows(indices, replaced))
         except UserError as error:
             return error
         return RepairedRow(row, replaced) if replaced else row
 
-    def labeled_row(self, indices, replaced):
-        """The labeled sample as `Labeled`. Replacements are appended to `replaced`."""
-        cfg = self.cfg
-        index, (image, mask) = self.read_or_replace(self.labeled, indices.labeled, self.read,
-                                                    replaced)
+    def labeled_row(self, indices):
+        """The labeled sample as `Labeled`. None is replaced: few are left, and all are checked."""
+        cfg, index = self.cfg, indices.labeled
+        image, mask = self.read(self.labeled[index])
         rng = generator(cfg.seed, indices.labeled_pass, index, LABELED + BASE)
         image, mask = base_view(image, mask, cfg.crop_size, rng, cfg.scale_range)
         return Labeled(to_tensor(image), label_tensor(mask), torch.tensor(index))

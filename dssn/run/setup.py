@@ -10,6 +10,9 @@ from dssn.errors import UserError
 class Data:
     """The id lists and the loader of a run.
 
+    Args:
+        first: whether the run has made no step yet; then more files are checked.
+
     Attributes:
         labeled, unlabeled, val, select_on: samples; `unlabeled` and `select_on` may be None.
         loader: the `TrainLoader` of this process. notes: lines for the log.
@@ -19,13 +22,13 @@ class Data:
         UserError: a list or a file cannot be used.
     """
 
-    def __init__(self, cfg, world):
+    def __init__(self, cfg, world, first=True):
         method = methods.find(cfg.method, 'config')
         masks_of = methods.masks_of(method)
         self.labeled, self.unlabeled, self.val, self.select_on = read_lists(cfg, method)
         self.notes = oracle_notes(cfg, masks_of) + check_data(
             cfg, world, self.labeled, self.unlabeled, self.val, self.select_on,
-            masks_of == 'unlabeled')
+            masks_of == 'unlabeled', first)
         self.loader = TrainLoader(cfg, self.labeled, self.unlabeled, world.rank, world.size,
                                   pin=world.device.type == 'cuda', masks_of=masks_of)
         self.identities = {role: identify(path) for role, path in cfg.list_paths.items()
@@ -59,7 +62,7 @@ def require_masks(cfg, unlabeled):
                             'list; write `image mask` in every line, or choose another method')
 
 
-def check_data(cfg, world, labeled, unlabeled, val, select_on=None, with_masks=False):
+def check_data(cfg, world, labeled, unlabeled, val, select_on=None, with_masks=False, first=True):
     """Run `quick_check` on rank 0, unless `skip_check` is set; returns its warnings for the log.
 
     Raises:
@@ -68,7 +71,7 @@ def check_data(cfg, world, labeled, unlabeled, val, select_on=None, with_masks=F
     if cfg.skip_check:
         return []
     return world.on_main(
-        lambda: quick_check(cfg, labeled, unlabeled, val, select_on, with_masks))
+        lambda: quick_check(cfg, labeled, unlabeled, val, select_on, with_masks, first))
 
 
 def oracle_notes(cfg, list_of_masks):

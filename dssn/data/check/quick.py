@@ -2,6 +2,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from tqdm import tqdm
 
 from dssn.data.check.findings import (
     ERROR,
@@ -13,24 +14,29 @@ from dssn.data.check.findings import (
     problem_at,
     unusable_mask_problems,
 )
-from dssn.data.check.inspection import collect_problem, inspect_quickly
+from dssn.data.check.inspection import collect_problem, inspect_quickly, inspect_sample
 from dssn.data.classes import names_of_classes
 from dssn.data.files import TIFF_ENDINGS, image_header
 from dssn.data.lists import check_files
 from dssn.data.palettes import PaletteRecord
+from dssn.distributed import cores_of_a_process
 from dssn.errors import UserError
 
 MASKS_PER_LIST = 32  # masks of each list that are opened before training
 TIFFS_PER_LIST = 32  # TIFF images of each list whose headers are read for a warning
 
 
-def quick_check(cfg, labeled, unlabeled, val, select_on=None, with_masks=False):
-    """Check the data before the first step: that files exist, the lists, and a sample of the masks.
+def quick_check(cfg, labeled, unlabeled, val, select_on=None, with_masks=False, first=True):
+    """Check the data before training: that files exist, the lists, and masks.
+
+    All labeled images and masks are decoded before the first step, since none of them may be bad.
+    Of the other lists, and when a run resumes, some masks are.
 
     Args:
         labeled, unlabeled, val, select_on: samples from `read_list`. unlabeled and select_on may
             be None.
         with_masks: whether training opens the masks of the unlabeled list.
+        first: whether the run has made no step yet.
 
     Returns:
         The warnings, as lines for the log.
@@ -45,7 +51,7 @@ def quick_check(cfg, labeled, unlabeled, val, select_on=None, with_masks=False):
             check_files(samples, cfg.data_root, masks=with_masks or role != 'unlabeled')
         problems = path_problems(lists)
         for role in ('labeled', 'val', 'select_on') + ('unlabeled',) * with_masks:
-            problems += some_mask_problems(cfg, role, lists[role])
+            problems += file_problems(cfg, role, lists[role], first and role == 'labeled')
         for role, samples in lists.items():
             problems += some_bands_problems(cfg.data_root, role, cfg.list_paths.get(role), samples)
         return warnings_or_error(problems)
@@ -55,16 +61,21 @@ def quick_check(cfg, labeled, unlabeled, val, select_on=None, with_masks=False):
                         '--skip-check trains without a check of the data)') from None
 
 
-def some_mask_problems(cfg, role, samples):
-    """The problems of up to MASKS_PER_LIST masks of a list, sampled by the config's seed.
+def file_problems(cfg, role, samples, all_files):
+    """The problems of a list's files.
 
-    More masks of the labeled list are read until two classes have been seen.
+    Args:
+        all_files: decode all images and masks. Otherwise up to MASKS_PER_LIST masks are decoded,
+            chosen by the config's seed; of the labeled list more, until two classes have been seen.
     """
     order = np.random.default_rng(cfg.seed).permutation(len(samples))
     problems, totals, palettes = [], PixelTotals(), PaletteRecord(cfg.palette)
 
     def inspect(index):
-        return inspect_quickly(cfg.data_root, cfg.nclass, cfg.ignore_index, samples[index])
+        sample = samples[index]
+        if all_files:
+            return inspect_sample(cfg.data_root, cfg.nclass, cfg.ignore_index, sample, True)
+        return inspect_quickly(cfg.data_root, cfg.nclass, cfg.ignore_index, sample)
 
     def look(indices):
         for index, inspected in zip(indices, pool.map(inspect, indices)):
@@ -72,12 +83,19 @@ def some_mask_problems(cfg, role, samples):
                                             palettes))
             if inspected.counts is not None:
                 totals.add(inspected.counts)
-    with ThreadPoolExecutor(4) as pool:  # Pillow decodes several files in parallel
-        look(np.sort(order[:MASKS_PER_LIST]))
-        for index in order[MASKS_PER_LIST:]:
-            if role != 'labeled' or len(totals.classes) > 1 or has_error(problems):
-                break
-            look([index])
+            bar.update()
+    # Pillow decodes several files in parallel. Short lists show no bar.
+    with ThreadPoolExecutor(cores_of_a_process(1)) as pool, \
+            tqdm(total=len(samples), desc=f'{role} files', unit='sample', delay=3, leave=False,
+                 disable=None if all_files else True) as bar:
+        if all_files:
+            look(range(len(samples)))
+        else:
+            look(np.sort(order[:MASKS_PER_LIST]))
+            for index in order[MASKS_PER_LIST:]:
+                if role != 'labeled' or len(totals.classes) > 1 or has_error(problems):
+                    break
+                look([index])
     path = cfg.list_paths.get(role)
     problems += unusable_mask_problems(role, path, totals, cfg.ignore_index)
     if role == 'labeled' and totals.masks == len(samples):
