@@ -16,6 +16,11 @@ import pytest  # noqa: E402
 import yaml  # noqa: E402
 from PIL import Image  # noqa: E402
 
+# For the programs that tests start, see there.
+os.environ['PYTHONPATH'] = os.pathsep.join(
+    [os.path.join(os.path.dirname(os.path.abspath(__file__)), 'without_dynamo')]
+    + os.environ.get('PYTHONPATH', '').split(os.pathsep)).rstrip(os.pathsep)
+
 # So that plain `pytest` finds the package too, not only `python -m pytest`.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 

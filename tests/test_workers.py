@@ -160,18 +160,18 @@ def small_shm():
 def test_little_shared_memory(tiny_world, program):
     """64 MiB are the default of containers. The program ends within 60 s, with one line."""
     large = program != 'train'
-    world = tiny_world(n_val=30 if large else 3, size=(2048, 1024) if large else (40, 30),
+    world = tiny_world(n_val=16 if large else 3, size=(2048, 1024) if large else (40, 30),
                        n_labeled=2, n_unlabeled=2, batch_size=1, crop_size=33 if large else 1601,
-                       workers=1)
+                       workers=1, epochs=1)
     command = ['train.py', '--config', world.config_path]
     if program == 'eval':
-        run = engine.start(world.load(eval_every=2, val_id_path=world.labeled), World())
+        run = engine.start(world.load(val_id_path=world.labeled), World())
         run.save()
         run.folder.leave()
         command = ['eval.py', '--checkpoint', os.path.join(world.save_path, 'latest.pth'),
                    '--id-path', os.path.join(os.path.dirname(world.labeled), 'val.txt')]
-    # Predicting is slower than reading, so that items pile up.
-    command += ['--set', 'eval_every=1', 'workers=2']
+    # Six processes prepare two images of 8 MiB each.
+    command += ['--set', 'workers=6']
     started = time.time()
     found = subprocess.run(
         SMALL + [sys.executable] + command, cwd=ROOT, stdout=subprocess.PIPE,
