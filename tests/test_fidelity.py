@@ -531,10 +531,11 @@ def evaluate_items(networks, cfg, items):
         ({role: Scores}, [{role: prediction (H, W)} of each item]).
     """
     loaded, predictions = [(image[0], label[0], i) for i, (image, label, _) in enumerate(items)], []
+    samples = [Sample(str(i), str(i), 'item') for i in range(len(items))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, 'eval_loader', lambda *_: loaded)
         patch.setattr(evaluation, 'normalise', lambda images: images)
-        found = evaluation.evaluate(networks, cfg, loaded, World(), absent='zero',
+        found = evaluation.evaluate(networks, cfg, samples, World(), absent='zero',
                                     on_image=lambda *seen: predictions.append(seen[3]))
     return found, predictions
 
