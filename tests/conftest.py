@@ -25,12 +25,12 @@ os.environ['PYTHONPATH'] = os.pathsep.join(
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 # Test files of what calls neither PyTorch nor NumPy nor Pillow in a way that differs by release:
-# shell scripts, Slurm, lists, the order of runs, tables and pages. CI runs them on the current
-# stack alone, and so the numbers of the published program (fidelity): they were made with its
-# releases. The older stacks run all others, and import every module (test_imports.py).
-ONE_STACK = ('append_log', 'error_cases', 'evidence', 'experiments', 'fidelity', 'folders',
-             'gallery', 'gpu_check', 'identity', 'lists', 'lock', 'report', 'scripts', 'slurm',
-             'split', 'torture')
+# shell scripts, Slurm, lists, the order of runs, tables, pages and consoles. CI runs them on the
+# current stack alone, and so the numbers of the published program (fidelity): they were made with
+# its releases. The older stacks run all others, and import every module (test_imports.py).
+ONE_STACK = ('append_log', 'console', 'error_cases', 'evidence', 'experiments', 'fidelity',
+             'folders', 'gallery', 'gpu_check', 'groups', 'identity', 'lists', 'lock', 'platforms',
+             'report', 'resume_evaluation', 'scripts', 'slurm', 'split', 'torture')
 # Test files that one process runs whole: they share a Slurm cluster, or large networks.
 TOGETHER = ('fidelity', 'slurm')
 
