@@ -60,13 +60,17 @@ def share(item):
 
 def no_room(error):
     """The `WorkerFailure` of an error of PyTorch's shared memory."""
+    return WorkerFailure(f'a loader process has no shared memory left: {error}; {remedy()}')
+
+
+def remedy():
+    """What helps if memory has run out, as text."""
     size = ''
     with contextlib.suppress(OSError, AttributeError):
         disk = os.statvfs('/dev/shm')
         size = f' (/dev/shm has {disk.f_blocks * disk.f_frsize >> 20} MiB)'
-    return WorkerFailure(f'a loader process has no shared memory left{size}: {error}; load in the '
-                         'main process (--set workers=0), or give more shared memory '
-                         '(docker run --shm-size=8g)')
+    return (f'if memory or shared memory{size} ran out: load in the main process (--set workers=0),'
+            ' or give a container more shared memory (docker run --shm-size=8g)')
 
 
 @contextlib.contextmanager
@@ -88,6 +92,4 @@ def explained_failures(fetching=False):
         if not broken and not str(error).startswith('DataLoader '):
             raise
         reason = repr(error) if broken else ' '.join(str(error).split())
-        raise WorkerFailure(f'a loader process has ended or hangs: {reason}; if memory ran out, '
-                            'set fewer workers (--set workers=0 loads in the main process)'
-                            ) from None
+        raise WorkerFailure(f'a loader process has ended or hangs: {reason}; {remedy()}') from None
