@@ -35,8 +35,12 @@ def loader_of(world, workers=1):
 
 @pytest.mark.parametrize('told', [True, False])
 @pytest.mark.parametrize('workers', [1, 2])
-def test_killed_while_items_are_waiting(tiny_world, workers, told):
-    """With and without the signal that tells it: the connection to what it has sent is broken."""
+def test_killed_while_items_are_waiting(tiny_world, monkeypatch, workers, told):
+    """With and without the signal that tells it: the connection to what it has sent is broken.
+
+    If it has sent nothing yet, and nothing tells, PyTorch looks after the longest wait.
+    """
+    monkeypatch.setattr(loaders, 'LONGEST_WAIT', 3)
     loader = loader_of(tiny_world(), workers)
     with pytest.raises(WorkerFailure, match='a loader process has ended.*workers=0'), \
             explained_failures():
