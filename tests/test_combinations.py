@@ -38,8 +38,10 @@ SAME_IN_PLAIN = ('criterion', 'image_views', 'feature_views', 'feature_labels')
 
 # Largest distance between two gradients of a parameter, relative to the plain one's norm.
 # bf16 has 8 bits, so a rounding is up to 0.4%; some fifty of them follow one another here, and what
-# they do to pseudo-labels near a border comes on top. A gradient that is missing has distance 1.
-BOUND = {'off': 1e-5, 'bf16': 0.2}
+# they do to pseudo-labels near a border comes on top. PyTorch 2.0 rounds more in the gradients of
+# BatchNorm on processors without AVX-512: 0.37 was seen there. A gradient that is missing has
+# distance 1.
+BOUND = {'off': 1e-5, 'bf16': 0.2 if hasattr(nn.Module, 'compile') else 0.5}
 
 
 def is_legal(case):
