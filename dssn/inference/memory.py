@@ -55,9 +55,8 @@ class Estimate:
             return
         if self.line is None:
             peaks = [peak_growth(lambda side=side: self.predict(side)) for side in PROBES]
-            self.line = None in peaks or line_through([side * side for side in PROBES], peaks)
-        if self.line is True:
-            return
+            unknown = None in peaks
+            self.line = (0, 0) if unknown else line_through([side * side for side in PROBES], peaks)
         need = self.line[0] + self.line[1] * pixels
         if need > free:
             raise UserError(message(image, size, f'about {need / 2 ** 30:.1f} GiB are needed and '
