@@ -1023,7 +1023,7 @@ def test_other_processes_end_with_rank_0(tiny_world, tmp_path, port):
                  MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), OMP_NUM_THREADS='1'))
         for rank in (0, 1)]
     # Only rank 0 checks the data and reports the problem.
-    first, other = [process.communicate(timeout=120)[0] for process in processes]
+    first, other = [process.communicate(timeout=300)[0] for process in processes]
     assert 'val.txt line 4' in first
     assert other.startswith('process 0 failed') and other.count('\n') == 1
 

@@ -640,7 +640,7 @@ def test_what_real_processes_report(tmp_path, port, way, words):
                  LOCAL_RANK=str(rank), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port)))
         for rank in (0, 1)]
     try:
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

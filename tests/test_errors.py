@@ -260,7 +260,7 @@ def test_the_program_prints_one_line_and_fails(tiny_world):
     done = subprocess.run(
         [sys.executable, os.path.join(ROOT, 'train.py'), '--config', world.config_path],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
-        env=dict(os.environ, PYTHONWARNINGS='ignore', OMP_NUM_THREADS='1'), timeout=100)
+        env=dict(os.environ, PYTHONWARNINGS='ignore', OMP_NUM_THREADS='1'), timeout=300)
     assert done.returncode == 1
     assert 'Traceback' not in done.stderr
     line, = done.stderr.splitlines()

@@ -415,12 +415,12 @@ def check_page(runs, capsys):
 def interrupt(checkout, send, number):
     """Start the experiment, and send a signal when its first run has been evaluated twice."""
     process = start(checkout, 'run', 'experiments/mine.yaml')
-    metrics, end = os.path.join(planned()[0].folder, 'metrics.jsonl'), time.time() + 100
+    metrics, end = os.path.join(planned()[0].folder, 'metrics.jsonl'), time.time() + 300
     while not os.path.exists(metrics) or len(records(planned()[0])) < 2:
         assert time.time() < end and process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
     send(process.pid, number)
-    return process.communicate(timeout=60)[0], process.returncode
+    return process.communicate(timeout=300)[0], process.returncode
 
 
 def test_a_killed_experiment_continues(here, capsys):
@@ -552,13 +552,13 @@ def test_a_signal_passes_to_all_runs(here):
     checkout = here(dict(epochs=500), seeds=[1], variants={'a': {}, 'b': {}, 'c': {}})
     process = start(checkout, 'run', 'experiments/mine.yaml', '--at-once', '2', '--keep-going')
     a, b, c = planned()
-    end = time.time() + 150
+    end = time.time() + 300
     while not all(os.path.exists(os.path.join(run.folder, 'metrics.jsonl')) and records(run)
                   for run in (a, b)):
         assert time.time() < end and process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    out = process.communicate(timeout=100)[0]
+    out = process.communicate(timeout=300)[0]
     assert process.returncode == 128 + signal.SIGTERM, out
     for run, name in ((a, 'a'), (b, 'b')):
         assert f'not done: {name}, split all, seed 1: exit status 143' in out

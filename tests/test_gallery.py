@@ -150,6 +150,6 @@ def test_a_browser_sorts_and_searches(tmp_path, order, query, expected):
     done = subprocess.run(
         ['chromium', '--headless', '--no-sandbox', '--disable-gpu',
          '--user-data-dir=' + str(tmp_path / 'profile'), '--dump-dom', path.as_uri()],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=120)
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=300)
     title = re.search('<title>(.*?)</title>', done.stdout).group(1)
     assert json.loads(title) == expected

@@ -16,7 +16,7 @@ def test_two_machines_train_together(tiny_checkout, port, num_gpu):
     checkout = tiny_checkout(epochs=1, batch_size=2 // num_gpu)
     nodes = [checkout.start('train.sh', num_gpu, port, NNODES='2', NODE_RANK=str(rank),
                             MASTER_ADDR='127.0.0.1') for rank in (0, 1)]
-    outputs = [node.communicate(timeout=100)[0] for node in nodes]
+    outputs = [node.communicate(timeout=300)[0] for node in nodes]
     print(*outputs)  # whole, where this fails
     assert [node.returncode for node in nodes] == [0, 0]
     first, second = checkout.logs()
@@ -31,7 +31,7 @@ def test_two_machines_train_together(tiny_checkout, port, num_gpu):
 def failed(checkout, port, **environment):
     """(output, seconds) of a training on two processes that fails."""
     process = checkout.start('train.sh', 2, port, **environment)
-    output = process.communicate(timeout=100)[0]
+    output = process.communicate(timeout=300)[0]
     assert process.returncode != 0, output
     assert checkout.read(checkout.logs()[0]) in output
     return output.splitlines()
@@ -73,7 +73,7 @@ def test_a_machine_that_fails_ends_the_other(tiny_checkout, port):
     checkout.patch(1, 'from dssn import update; update.seed_step = lambda *_: 1 / 0')
     nodes = [checkout.start('train.sh', 1, port, NNODES='2', NODE_RANK=str(rank),
                             MASTER_ADDR='127.0.0.1') for rank in (0, 1)]
-    outputs = [node.communicate(timeout=100)[0] for node in nodes]
+    outputs = [node.communicate(timeout=300)[0] for node in nodes]
     assert 0 not in [node.returncode for node in nodes]
     assert 'rank 0 of 2: lost another process' in outputs[0]
     assert 'ZeroDivisionError' in outputs[1]
@@ -93,7 +93,7 @@ def start_and_hold(checkout, port, num_gpu, step):
     if os.path.exists(held):
         os.remove(held)
     process = checkout.start('train.sh', num_gpu, port, HOLD=str(step), SLURM_PROCID='0')
-    end = time.time() + 120
+    end = time.time() + 300
     while not os.path.exists(held):
         assert process.poll() is None and time.time() < end, process.communicate()[0]
         time.sleep(0.05)
@@ -102,7 +102,7 @@ def start_and_hold(checkout, port, num_gpu, step):
 
 def end_of(process):
     """(exit status, output)"""
-    output = process.communicate(timeout=120)[0]
+    output = process.communicate(timeout=300)[0]
     print(output)  # whole, where a test fails
     return process.returncode, output
 

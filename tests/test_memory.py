@@ -27,7 +27,19 @@ def test_the_growth_of_the_peak():
 
 
 @linux
-@pytest.mark.parametrize('constant, per_pixel', [(0, 200), (30 << 20, 50)])
+def test_memory_that_is_free_inside_the_process_counts():
+    """Small blocks come from a heap, which keeps what was freed."""
+    def work():
+        return [np.ones(1 << 13, np.uint8) for _ in range(5000)]
+    hole = work()
+    last = np.ones(1 << 13, np.uint8)  # the heap cannot shrink below it
+    del hole
+    assert peak_growth(work) > 35 << 20
+    assert last.all()
+
+
+@linux
+@pytest.mark.parametrize('constant, per_pixel', [(0, 800), (120 << 20, 200)])
 def test_the_estimate_of_a_large_image(monkeypatch, constant, per_pixel):
     """Work that takes a known memory is estimated to within 15 %."""
     sides = []

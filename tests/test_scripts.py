@@ -49,7 +49,7 @@ if "sleep" in sys.argv:
         signal.signal(number, lambda number, frame: [
             got.append(int(number)), print("got signal", int(number))])
     print("ready")
-    end = time.time() + 30
+    end = time.time() + 300
     while len(got) < int(os.environ.get("SIGNALS", 1)) and time.time() < end:
         time.sleep(0.05)
     loader.kill()
@@ -203,7 +203,7 @@ class World:
 
     def run(self, script, *args, **environment):
         process = self.start(script, *args, **environment)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=300)
         return Result(process.returncode, out, err)
 
     def source(self, call, **environment):
@@ -420,7 +420,7 @@ def test_a_signal_reaches_the_training_alone_and_is_the_exit_status(
         world, port, num_gpu, launcher, number, passed_on):
     process = start_and_wait(world, num_gpu, port, launcher)
     os.killpg(process.pid, number)  # as a terminal does
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 128 + passed_on
     assert out.splitlines()[:2] == [f'got signal {int(passed_on)}', 'the loader got []']
     assert world.log().read_text().endswith(out)
@@ -435,7 +435,7 @@ def test_a_second_signal_reaches_the_training_too(world, port, num_gpu, launcher
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == 'got signal 2\n'
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=300)
     assert (process.returncode, out.splitlines()[0]) == (130, 'got signal 15')
 
 
@@ -456,7 +456,7 @@ def test_after_a_second_signal_a_lost_connection_does_not_decide(monkeypatch, wo
 def test_a_training_that_fails_after_a_signal_keeps_its_own_status(world, port, num_gpu, launcher):
     process = start_and_wait(world, num_gpu, port, launcher, STATUS='7')
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == (1 if launcher else 7)
     assert 'stopped by' not in out
 
@@ -467,7 +467,7 @@ def test_a_signal_waits_for_a_launcher_to_launch(world, port):
         if line.startswith('launcher'):
             break
     process.send_signal(signal.SIGUSR1)
-    process.communicate(timeout=30)
+    process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGUSR1
 
 
@@ -477,7 +477,7 @@ def test_a_launcher_that_does_not_launch_is_ended(world, port):
         if line.startswith('launcher'):
             break
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM
 
 
@@ -491,7 +491,7 @@ def test_what_a_background_job_ignores_stays_ignored(world, port):
     os.killpg(process.pid, signal.SIGINT)
     os.killpg(process.pid, signal.SIGHUP)
     process.send_signal(signal.SIGUSR1)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=300)
     assert (process.returncode, out.splitlines()[0]) == (128 + signal.SIGUSR1, 'got signal 10')
 
 
@@ -499,7 +499,7 @@ def test_the_training_outlives_its_terminal(world, port):
     process = start_and_wait(world, 1, port)
     process.stdout.close()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    assert process.wait(timeout=300) == 128 + signal.SIGTERM
     process.stderr.close()
     assert f'got signal {int(signal.SIGTERM)}\n' in world.log().read_text()
 
@@ -507,10 +507,10 @@ def test_the_training_outlives_its_terminal(world, port):
 def test_children_are_found_without_a_proc_file_system(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / 'scripts'))
     import logged
-    parents = [subprocess.Popen(['sh', '-c', 'sleep 30 & wait'], start_new_session=True)
+    parents = [subprocess.Popen(['sh', '-c', 'sleep 600 & wait'], start_new_session=True)
                for _ in range(2)]
     try:
-        end = time.time() + 20
+        end = time.time() + 300
         while not all(logged.children(parent.pid) for parent in parents) and time.time() < end:
             time.sleep(0.1)
         found = [logged.children(parent.pid) for parent in parents]
@@ -667,7 +667,7 @@ def test_ctrl_c_and_sigterm_cancel_the_job(world, port, number, cluster):
         os.killpg(process.pid, number)  # as a terminal does
     else:
         process.send_signal(number)
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 128 + number, err
     assert 'scancel %s17' % ('--clusters=far ' if cluster else '') in out.splitlines()
 
@@ -891,7 +891,7 @@ def test_quickstart_waits_for_a_training_that_ctrl_c_stops(world):
         if line == 'ready\n':
             break
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    assert process.wait(timeout=30) == 128 + signal.SIGINT
+    assert process.wait(timeout=300) == 128 + signal.SIGINT
     assert process.communicate()[0].startswith('got signal 2\n')
 
 

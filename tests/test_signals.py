@@ -42,7 +42,7 @@ def test_the_first_signal_asks_and_the_second_ends_at_once(number):
     assert process.poll() is None
     time.sleep(1)
     process.send_signal(signal.SIGTERM)
-    errors = process.communicate(timeout=20)[1]
+    errors = process.communicate(timeout=300)[1]
     assert process.returncode == 128 + signal.SIGTERM
     assert errors.startswith(number.name + ': stopping after this step is saved')
     assert 'SIGTERM again: stopped without saving' in errors
@@ -103,7 +103,7 @@ def test_processes_learn_a_request_at_the_same_place(tmp_path, port):
         env=dict(os.environ, RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank),
                  MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), OMP_NUM_THREADS='1'))
         for rank in (0, 1)]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     expected = [[0, 0], [0, 0], [0, 1], [0, 0], [15, 0], [0, 0], [0, 0]]  # one call later
     assert outputs == [f'{rank} {expected}\n' for rank in (0, 1)]

@@ -53,7 +53,7 @@ def job_of(process):
 
 
 def wait_for(condition):
-    end = time.time() + 120
+    end = time.time() + 300
     while not condition():
         assert time.time() < end
         time.sleep(0.1)

@@ -73,23 +73,33 @@ def remedy():
             ' or give a container more shared memory (docker run --shm-size=8g)')
 
 
-@contextlib.contextmanager
-def explained_failures(fetching=False):
+class explained_failures:
     """Raise a `WorkerFailure` for errors which mean that a loader process has ended or hangs.
 
     PyTorch raises a RuntimeError at any moment, in a signal handler. If the process ended while an
     item was received from it, other errors come first.
 
+    It is a class because `contextlib.contextmanager` of Python 3.9 leaves a cycle of references
+    behind: in a generator that is closed early, the loader would live on until the garbage
+    collector runs.
+
     Args:
         fetching: whether the block only fetches items from loader processes. Then a connection that
             breaks off is such an error, too.
     """
-    try:
-        yield
-    except (RuntimeError, OSError, EOFError) as error:
-        broken = isinstance(error, (OSError, EOFError)) and fetching
+
+    def __init__(self, fetching=False):
+        self.fetching = fetching
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, kind, error, traceback):
+        if not isinstance(error, (RuntimeError, OSError, EOFError)):
+            return
+        broken = isinstance(error, (OSError, EOFError)) and self.fetching
         # An error that was raised in a worker ("Caught ...") is a fault of the program.
         if not broken and not str(error).startswith('DataLoader '):
-            raise
+            return
         reason = repr(error) if broken else ' '.join(str(error).split())
         raise WorkerFailure(f'a loader process has ended or hangs: {reason}; {remedy()}') from None

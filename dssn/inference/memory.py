@@ -1,5 +1,7 @@
 """Memory that evaluation needs: estimated before a large image, explained when it has run out."""
 import contextlib
+import ctypes
+import gc
 import os
 
 from dssn.errors import UserError
@@ -71,6 +73,7 @@ def line_through(x, y):
 
 def peak_growth(work):
     """Bytes by which work() raises this process's resident memory at most; None if unknown."""
+    release_unused()
     try:
         with open('/proc/self/clear_refs', 'w', encoding='ascii') as file:
             file.write('5')  # the peak is counted from here on
@@ -79,6 +82,16 @@ def peak_growth(work):
         return max(status('VmHWM') - before, 0)
     except (OSError, StopIteration):
         return None
+
+
+def release_unused():
+    """Give memory that is free inside this process back to the system, as far as glibc can.
+
+    Otherwise work would first fill it, and seem to need less than it does.
+    """
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def status(field):
