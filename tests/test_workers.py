@@ -162,7 +162,7 @@ def small_shm():
 @pytest.mark.skipif(small_shm() is not None, reason=f'no private /dev/shm: {small_shm()}')
 @pytest.mark.parametrize('program', ['train', 'evaluation of train', 'eval'])
 def test_little_shared_memory(tiny_world, program):
-    """64 MiB are the default of containers. The program ends with one line, before any time limit."""
+    """64 MiB are the default of containers. The program ends, with one line."""
     large = program != 'train'
     world = tiny_world(n_val=16 if large else 3, size=(2048, 1024) if large else (40, 30),
                        n_labeled=2, n_unlabeled=2, batch_size=1, crop_size=33 if large else 1601,

@@ -24,17 +24,22 @@ def add_arguments(parser):
 
 
 def run(args):
-    runs = plan_runs(read_experiment(args.experiment), args.out, args.assignments, args.kept)
+    print_runs(plan_runs(read_experiment(args.experiment), args.out, args.assignments, args.kept),
+               args.commands)
+    return 0
+
+
+def print_runs(runs, commands=False):
+    """Print a line for each planned run, with its command if asked for, and the counts."""
     states = [progress_of(planned) for planned in runs]
     for number, (planned, found) in enumerate(zip(runs, states)):
         print(run_line(number, planned, found))
-        if args.commands:
+        if commands:
             print(f'      {command_text(planned)}')
     counts = [f'{sum(found.state == state for found in states)} {state}'
               for state in ('done', 'kept', 'started', 'to do')
               if state != 'kept' or any(found.state == state for found in states)]
     print(f"{len(runs)} runs: {', '.join(counts)}")
-    return 0
 
 
 def run_line(number, planned, found):

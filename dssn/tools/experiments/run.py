@@ -45,6 +45,11 @@ def add_arguments(parser):
     """
     parser.add_argument('experiment', metavar='FILE', help='an experiment, experiments/NAME.yaml')
     add_grid_options(parser)
+    add_run_options(parser)
+
+
+def add_run_options(parser):
+    """The options that say how runs are trained."""
     parser.add_argument('--task', nargs='+', type=int, metavar='N',
                         help='only these runs, by their numbers in `list`')
     parser.add_argument('--keep-going', action='store_true',
@@ -58,8 +63,20 @@ def add_arguments(parser):
 
 
 def run(args):
+    words = ['run', args.experiment] + (
+        ['--kept', args.kept or 'none'] if args.kept != KEPT else [])
+    return run_experiment(read_experiment(args.experiment), args, words)
+
+
+def run_experiment(experiment, args, words, at_end=None):
+    """Train the runs of an experiment that are not done; returns the exit status.
+
+    Args:
+        args: with the options of `add_grid_options` and `add_run_options`. words: the arguments
+            after `experiments` that name this experiment, for the tasks of an array job. at_end:
+            called after the table is printed.
+    """
     deadline = Deadline(args.minutes)
-    experiment = read_experiment(args.experiment)
     runs = plan_runs(experiment, args.out, args.assignments, args.kept)
     before = plan_runs_before(experiment, args)
     for planned in before + runs:
@@ -74,9 +91,11 @@ def run(args):
         if args.at_once > 1 or args.minutes:
             raise UserError('--slurm: each run is a task of its own; --at-once and --minutes are '
                             'for runs without Slurm (with it: %N in --array, --time)')
-        return submit(args, len(runs))
+        return submit(args, len(runs), experiment.name, words)
     outcomes, ended_by = Pool(chosen, args.keep_going, args.at_once, deadline).train()
     print_table(runs)
+    if at_end:
+        at_end()
     print_not_done(outcomes)
     return exit_status_of(outcomes, ended_by)
 
@@ -134,22 +153,19 @@ def print_table(runs):
         print('\n'.join(f'- {note}' for note in notes(rows, [])))
 
 
-def submit(args, count):
-    """Submit the runs as an array job; returns the exit status of sbatch."""
+def submit(args, count, name, words):
+    """Submit the runs as an array job; returns the exit status of sbatch. `words`: see above."""
     if not args.slurm:
         raise UserError('--slurm: name the partition')
     if not shutil.which('sbatch'):
         raise UserError('no sbatch on the PATH: --slurm needs Slurm; without --slurm the runs are '
                         'trained here, one after the other')
     partition, *options = args.slurm
-    again = [sys.executable, '-m', 'dssn', 'experiments', 'run', args.experiment, '--out', args.out]
-    if args.kept != KEPT:
-        again += ['--kept', args.kept or 'none']
+    again = [sys.executable, '-m', 'dssn', 'experiments', *words, '--out', args.out]
     if args.assignments:
         again += ['--set'] + args.assignments
     tasks = ','.join(map(str, args.task)) if args.task else f'0-{count - 1}'
     text = ' '.join(map(shlex.quote, again)) + ' --task "$SLURM_ARRAY_TASK_ID"'
-    name = os.path.splitext(os.path.basename(args.experiment))[0]
     return subprocess.call(['sbatch', f'--partition={partition}', f'--array={tasks}', '--requeue',
                             f'--job-name={name}', f'--chdir={os.getcwd()}', *options,
                             f'--wrap={text}'])
