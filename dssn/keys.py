@@ -117,8 +117,15 @@ class Config:
     lr_multi: float = key(10.0, 'factor on lr for parameters outside the backbone', above=0)
     lr_power: float = key(0.9, 'power of the polynomial decay of the learning rate: lr * (1 - '
                                'step / steps) ** lr_power; 0: constant, 1: linear', low=0, high=10)
+    optimizer: str = key('sgd', 'optimizer: SGD, or AdamW (the default with model: dpt)',
+                         choices=('sgd', 'adamw'))
     momentum: float = key(0.9, 'momentum of SGD', low=0, below=1)
-    weight_decay: float = key(1e-4, 'weight decay of SGD, on all parameters', low=0, high=1)
+    betas: List[float] = key([0.9, 0.999], 'AdamW: fractions of the averages of gradients and of '
+                                           'their squares that are kept at each step', length=2,
+                             low=0, below=1)
+    eps: float = key(1e-8, "AdamW: added to the root of the squares' average", above=0, high=1)
+    weight_decay: float = key(1e-4, 'weight decay, on all parameters; optimizer: adamw: 0.01 '
+                                    'unless set', low=0, high=1)
     criterion: Dict[str, Any] = dataclasses.field(
         default_factory=criterion_default,
         metadata={'help': 'labeled loss: {name: CELoss} or '

@@ -6,7 +6,7 @@ from dssn.distributed import unwrap
 from dssn.models import build_model
 from dssn.models.pretrained import load_backbone_weights, pretrained_file
 from dssn.models.weights import choose_weights, load_weights, read_torch_file
-from dssn.optim import build_optimizer
+from dssn.optim import optimizer_of
 
 
 class Networks:
@@ -41,8 +41,7 @@ class Networks:
             self.compile()
         self.lr, notes = choose_lr(cfg, world.size)
         self.notes += notes
-        self.optimizer = build_optimizer(unwrap(self.student), self.lr, cfg.lr_multi,
-                                         cfg.momentum, cfg.weight_decay)
+        self.optimizer = optimizer_of(cfg, unwrap(self.student), self.lr)
 
     def compile(self):
         """Have the networks compiled when they are first called; the student without DDP."""
