@@ -34,7 +34,7 @@ class Networks:
         if initial:
             self.notes += load_initial_weights(student, cfg)
         teacher = ema.make_teacher(student) \
-            if methods.find(cfg.method, 'config').uses_teacher else None
+            if methods.build(cfg).uses_teacher else None
         self.student = world.prepare_student(student, static=cfg.accumulate == 1)
         self.teacher = teacher and world.prepare_teacher(teacher)
         if cfg.compile:

@@ -3,9 +3,12 @@
 Source: Sohn et al., "FixMatch" (NeurIPS 2020), as the UniMatch code base applies it to
 segmentation, with CutMix. n labeled and B unlabeled images, C classes, H x W the crop.
 """
+from dataclasses import dataclass
+
 import torch
 
-from dssn.keys import StrongViewsConfig
+from dssn.errors import UserError
+from dssn.keys import StrongViewsConfig, TeacherConfig, ViewsConfig, key
 from dssn.losses import build_labeled_loss, masked_cross_entropy
 from dssn.methods import Terms
 from dssn.mixing import box_mask, paste
@@ -13,15 +16,30 @@ from dssn.precision import without_ddp
 from dssn.pseudo_labels import PseudoLabels, classes, fixed, fraction
 
 
+@dataclass(frozen=True)
+class FixMatchConfig(StrongViewsConfig, TeacherConfig):
+    """The keys that only FixMatch has."""
+    image_labels: str = key('student', 'fixmatch: network that labels the weak views: the student '
+                                       "itself, as in UniMatch's program, or the teacher, as in "
+                                       "UniMatch V2's (the default with model: dpt)",
+                            choices=('student', 'teacher'))
+
+    def check(self, place):
+        ViewsConfig.check(self, place)
+        if self.image_labels == 'student' and self.beta != TeacherConfig.beta:
+            raise UserError(f'{place}: beta = {self.beta} has no effect with image_labels = '
+                            'student, which has no teacher; leave it out')
+
+
 class FixMatch:
     """L = 1/2 (L_x + L_s). `labeled_weight` is the factor of L_x, 1/2 by default.
 
     L_s is the cross-entropy of the strong view s1 against the network's own labels of the weak
     view. It is summed over the pixels with a confidence of at least `conf_thresh`, and divided by
-    the number of valid pixels.
+    the number of valid pixels. With `image_labels: teacher` see `unimatch_v2.py`.
     """
     name = 'fixmatch'
-    Config = StrongViewsConfig
+    Config = FixMatchConfig
     uses_unlabeled = True
     uses_teacher = False
 
