@@ -7,6 +7,7 @@ import typing
 
 from dssn import methods, yaml_text
 from dssn.errors import UserError
+from dssn.models.vit import PATCH
 from dssn.yaml_text import LARGEST, parse, read_mapping, shown
 
 LONGEST_NAME = 100  # characters of a class name
@@ -20,6 +21,10 @@ DATASET_DEFAULTS = {
     'cityscapes': {'pretrained': True, 'cutmix_partner': 'same', 'selection': 'fixed',
                    'warm_up_epochs': 5, 'protocol': 'sliding_window'},
 }
+# Keys that only one network has, and its `model`.
+NETWORK_KEYS = {'stem': 'deeplabv3plus', 'replace_stride_with_dilation': 'deeplabv3plus',
+                'dilations': 'deeplabv3plus', 'decoder_channels': 'deeplabv3plus',
+                'base_channels': 'deeplabv3plus', 'lock_backbone': 'dpt'}
 
 
 def load(path, overrides=None, assignments=()):
@@ -121,6 +126,7 @@ def complete(config_class, values, path, places):
                         'compared with ground truth when panels are written; set panel_every to at '
                         'least 1, or leave watch_truth out')
     check_batch(config_class, values, where)
+    check_network(config_class, values, where)
     if not values.get('val_id_path'):
         values['val_id_path'] = f"splits/{values['dataset']}/val.txt"
     cfg = config_class(**values)
@@ -146,6 +152,36 @@ def check_batch(config_class, values, where):
         raise UserError(f"{where('scale_lr', 'reference_batch')}: scale_lr needs reference_batch, "
                         'the global batch that lr is meant for; set it, for example '
                         'reference_batch=8')
+
+
+def check_network(config_class, values, where):
+    """Raise a UserError if model, backbone, crop_size and keys of other networks disagree."""
+    fields = config_class.__dataclass_fields__
+    model, backbone = [values.get(name, fields[name].default) for name in ('model', 'backbone')]
+    known = [name for name in fields['backbone'].metadata['choices']
+             if name.startswith('dinov2_') == (model == 'dpt')]
+    if backbone not in known:
+        raise UserError(f"{where('backbone', 'model')}: backbone = {backbone} is not possible with "
+                        f"model = {model}, whose backbones are {', '.join(known)}; set one of "
+                        f"them, or model={'dpt' if model != 'dpt' else 'deeplabv3plus'}")
+    for name, needed in NETWORK_KEYS.items():
+        value, default = values.get(name), fields[name].default
+        if default is dataclasses.MISSING:
+            default = fields[name].default_factory()
+        if needed != model and value not in (None, default):
+            raise UserError(f'{where(name)}: {name} = {_yaml_word(value)} has no effect with model '
+                            f'= {model}; leave it out')
+    if values.get('lock_backbone') and values.get('checkpoint_backbone'):
+        raise UserError(f"{where('checkpoint_backbone', 'lock_backbone')}: checkpoint_backbone = "
+                        'true has no effect with lock_backbone = true, since there is no backward '
+                        'pass through the backbone; leave it out')
+    crop = values.get('crop_size', fields['crop_size'].default)
+    if model == 'dpt' and crop % PATCH:
+        near = [side for side in (crop // PATCH * PATCH, (crop // PATCH + 1) * PATCH)
+                if side >= fields['crop_size'].metadata['low']]
+        raise UserError(f"{where('crop_size', 'model')}: crop_size = {crop} must be a multiple of "
+                        f'{PATCH} with model = dpt, whose patches have {PATCH} x {PATCH} pixels; '
+                        f"set {' or '.join(map(str, near))}")
 
 
 def parse_assignment(text):

@@ -15,7 +15,7 @@ from dssn.methods.dssn import DSSN
 from dssn.methods.fixmatch import FixMatch
 from dssn.methods.supervised import Supervised
 from dssn.methods.unimatch import UniMatch
-from dssn.models import build_model, deeplabv3plus, recompute
+from dssn.models import build_model, recompute, segmentation
 from dssn.optim import build_optimizer
 from dssn.update import Update, split
 
@@ -51,7 +51,7 @@ def unequal_batches(labeled, unlabeled):
 
 @pytest.fixture
 def without_dropout(monkeypatch):
-    monkeypatch.setattr(deeplabv3plus, 'perturbed',
+    monkeypatch.setattr(segmentation, 'perturbed',
                         lambda features, views, dropout: [features, 0.5 * features][:views])
 
 
