@@ -7,6 +7,7 @@ import typing
 
 from dssn import methods, yaml_text
 from dssn.errors import UserError
+from dssn.models.vit import PATCH
 from dssn.yaml_text import LARGEST, parse, read_mapping, shown
 
 LONGEST_NAME = 100  # characters of a class name
@@ -29,7 +30,14 @@ NETWORK_DEFAULTS = {
             'warm_up_epochs': 0},
 }
 OPTIMIZER_DEFAULTS = {'adamw': {'weight_decay': 0.01}}
-OPTIMIZER_KEYS = {'momentum': 'sgd', 'betas': 'adamw', 'eps': 'adamw'}  # those that only one has
+# {key: (another key, the value of that which it has an effect with)}
+ONLY_WITH = {
+    **{name: ('model', 'deeplabv3plus') for name in (
+        'stem', 'replace_stride_with_dilation', 'dilations', 'decoder_channels', 'base_channels',
+        'teacher_bn', 'lean')},
+    'lock_backbone': ('model', 'dpt'), 'momentum': ('optimizer', 'sgd'),
+    'betas': ('optimizer', 'adamw'), 'eps': ('optimizer', 'adamw'),
+}
 
 
 def load(path, overrides=None, assignments=()):
@@ -151,7 +159,8 @@ def complete(config_class, values, path, places):
                         'compared with ground truth when panels are written; set panel_every to at '
                         'least 1, or leave watch_truth out')
     check_batch(config_class, values, where)
-    check_optimizer(config_class, values, where)
+    check_network(config_class, values, where)
+    check_unused(config_class, values, where, places)
     if not values.get('val_id_path'):
         values['val_id_path'] = f"splits/{values['dataset']}/val.txt"
     cfg = config_class(**values)
@@ -179,19 +188,48 @@ def check_batch(config_class, values, where):
                         'reference_batch=8')
 
 
-def check_optimizer(config_class, values, where):
-    """Raise a UserError for a key of the optimizer that is not used."""
+def check_unused(config_class, values, where, places):
+    """Raise a UserError for a key that has no effect with the network or the optimizer.
+
+    A key of the file is left out if the command line chooses another network or optimizer.
+    """
     fields = config_class.__dataclass_fields__
-    chosen = values.get('optimizer', fields['optimizer'].default)
-    for name, needed in OPTIMIZER_KEYS.items():
-        if needed != chosen and values.get(name, default_of(fields[name])) \
-                != default_of(fields[name]):
-            raise UserError(f'{where(name, "optimizer")}: {name} = {shown(values[name])} has no '
-                            f'effect with optimizer = {chosen}; leave it out')
+    for name, (other, needed) in ONLY_WITH.items():
+        chosen = values.get(other, fields[other].default)
+        if name not in values or chosen == needed:
+            continue
+        if other in places and name not in places:
+            del values[name]
+        elif values[name] != default_of(fields[name]):
+            raise UserError(f'{where(name, other)}: {name} = {_yaml_word(values[name])} has no '
+                            f'effect with {other} = {chosen}; leave it out')
 
 
 def default_of(field):
     return field.default_factory() if field.default is dataclasses.MISSING else field.default
+
+
+def check_network(config_class, values, where):
+    """Raise a UserError if model, backbone and crop_size disagree."""
+    fields = config_class.__dataclass_fields__
+    model, backbone = [values.get(name, fields[name].default) for name in ('model', 'backbone')]
+    known = [name for name in fields['backbone'].metadata['choices']
+             if name.startswith('dinov2_') == (model == 'dpt')]
+    if backbone not in known:
+        raise UserError(f"{where('backbone', 'model')}: backbone = {backbone} is not possible with "
+                        f"model = {model}, whose backbones are {', '.join(known)}; set one of "
+                        f"them, or model={'dpt' if model != 'dpt' else 'deeplabv3plus'}")
+    if values.get('lock_backbone') and values.get('checkpoint_backbone'):
+        raise UserError(f"{where('checkpoint_backbone', 'lock_backbone')}: checkpoint_backbone = "
+                        'true has no effect with lock_backbone = true, since there is no backward '
+                        'pass through the backbone; leave it out')
+    crop = values.get('crop_size', fields['crop_size'].default)
+    if model == 'dpt' and crop % PATCH:
+        near = [side for side in (crop // PATCH * PATCH, (crop // PATCH + 1) * PATCH)
+                if side >= fields['crop_size'].metadata['low']]
+        raise UserError(f"{where('crop_size', 'model')}: crop_size = {crop} must be a multiple of "
+                        f'{PATCH} with model = dpt, whose patches have {PATCH} x {PATCH} pixels; '
+                        f"set {' or '.join(map(str, near))}")
 
 
 def parse_assignment(text):

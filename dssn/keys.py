@@ -84,14 +84,18 @@ class Config:
                                    'each is logged and replaced by the next file of the list; one '
                                    'more stops the run; 0: the first stops it; of the labeled '
                                    'files none may be bad', low=0, effect='none')
-    crop_size: int = key(321, 'side of the square training crop, pixels', low=17)
+    crop_size: int = key(321, 'side of the square training crop, pixels; model: dpt: a multiple of '
+                              '14', low=17)
     scale_range: List[float] = key([0.5, 2.0], 'smallest and largest factor of the random resize '
                                                'before the crop, of labeled and unlabeled images',
                                    length=2, ordered=True, above=0, high=10)
     # network
-    model: str = key('deeplabv3plus', 'segmentation network', choices=('deeplabv3plus',))
-    backbone: str = key('resnet101', 'backbone of the network',
-                        choices=('resnet18', 'resnet50', 'resnet101', 'xception'))
+    model: str = key('deeplabv3plus', 'segmentation network', choices=('deeplabv3plus', 'dpt'))
+    backbone: str = key('resnet101', 'backbone of the network; model: dpt: one of the dinov2_*',
+                        choices=('resnet18', 'resnet50', 'resnet101', 'xception', 'dinov2_tiny',
+                                 'dinov2_small', 'dinov2_base', 'dinov2_large'))
+    lock_backbone: bool = key(False, 'model: dpt: leave the backbone as it is; train the head '
+                                     'alone')
     stem: str = key('deep', "deep: three 3x3 convolutions; plain: torchvision's 7x7",
                     choices=('deep', 'plain'))
     replace_stride_with_dilation: List[bool] = key(

@@ -17,7 +17,7 @@ from dssn.distributed import World
 from dssn.engine import start
 from dssn.errors import UserError
 from dssn.methods.dssn import DSSNConfig
-from dssn.models.deeplabv3plus import perturbed
+from dssn.models.segmentation import perturbed
 from dssn.networks import Networks
 from dssn.tools.experiments import oracles  # noqa: F401, registers its methods
 from dssn.tools.experiments.grid import assignment_text

@@ -17,7 +17,7 @@ from dssn.batch import Batch
 from dssn.distributed import World
 from dssn.keys import FeatureViewsConfig
 from dssn.methods.supervised import SupervisedConfig
-from dssn.models import build_model, deeplabv3plus, recompute
+from dssn.models import build_model, recompute, segmentation
 from dssn.optim import build_optimizer
 from dssn.update import Update, split
 
@@ -146,7 +146,7 @@ def same_channels(monkeypatch):
     def perturbed(features, views, dropout):
         return [features * masks[features.shape[1], view].to(features.dtype)
                 for view in range(views)]
-    monkeypatch.setattr(deeplabv3plus, 'perturbed', perturbed)
+    monkeypatch.setattr(segmentation, 'perturbed', perturbed)
 
 
 def float32(batch):

@@ -573,6 +573,9 @@ def both_ways(write, name, text):
     """The value of a key that is written so in a file, and after --set: must be the same."""
     others = '' if name == 'nclass' else 'nclass: 3\n'
     others += '' if name == 'dataset' else 'dataset: mine\n'
+    if text.strip('"') == 'dpt' or 'dinov2' in text:
+        others += 'crop_size: 28\n'
+        others += 'backbone: dinov2_tiny\n' if name == 'model' else 'model: dpt\n'
     loaded = config.load(write(f'{others}{name}: {text}\n'))
     given = config.load(write(f'{others}{name}: [not, this]\n'), None, [f'{name}={text}'])
     assert loaded == given

@@ -38,7 +38,7 @@ from dssn.methods.dssn import DSSN
 from dssn.methods.fixmatch import FixMatch
 from dssn.methods.supervised import Supervised
 from dssn.methods.unimatch import UniMatch
-from dssn.models import build_model, deeplabv3plus
+from dssn.models import build_model, segmentation
 from dssn.models.weights import load_weights, read_torch_file
 from dssn.optim import build_optimizer
 from dssn.run.diagnostics import Watch
@@ -86,7 +86,7 @@ def same_dropout(request, monkeypatch):
         return [features * (2 * ((image + channel + view) % 2)).to(features.dtype)
                 for view in range(views)]
     if 'real_dropout' not in request.fixturenames:
-        monkeypatch.setattr(deeplabv3plus, 'perturbed', perturbed)
+        monkeypatch.setattr(segmentation, 'perturbed', perturbed)
 
 
 @pytest.fixture

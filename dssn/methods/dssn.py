@@ -55,6 +55,10 @@ class DSSNConfig(FeatureViewsConfig, TeacherConfig):
                                        'them out', above=0)
     feature_labels: str = key('student', 'network that labels the feature level: student (as in '
                                          'the release) or teacher', choices=('student', 'teacher'))
+    feature_pair: str = key('independent', 'channels that the two perturbed copies lose: sampled '
+                                           'for each copy, or complementary: what one copy loses, '
+                                           'the other keeps',
+                            choices=('independent', 'complementary'))
     lean: bool = key(False, 'leave out work that affects only batch statistics: perturbed '
                             'copies of labeled images, and the backward pass through the clean '
                             'prediction of unlabeled ones')
@@ -68,6 +72,8 @@ class DSSNConfig(FeatureViewsConfig, TeacherConfig):
         if not self.feature_views:
             unused = [('lean', 'feature_views = 0'), ('feature_labels', 'feature_views = 0'),
                       ('feature_dropout', 'feature_views = 0')]
+        if self.feature_views < 2:
+            unused.append(('feature_pair', f'feature_views = {self.feature_views}'))
         if not self.contrast:
             unused.append(('contrast_weight', 'contrast = false'))
         elif max(self.image_views, self.feature_views) < 2:
@@ -77,6 +83,13 @@ class DSSNConfig(FeatureViewsConfig, TeacherConfig):
             if value not in (None, DSSNConfig.__dataclass_fields__[name].default):
                 raise UserError(f'{place}: {name} = {str(value).lower()} has no effect with {why}; '
                                 'leave it out')
+        if self.complementary and self.feature_dropout != 0.5:
+            raise UserError(f'{place}: feature_pair = complementary needs feature_dropout = 0.5, '
+                            f'not {self.feature_dropout}: each copy keeps half of the channels')
+
+    @property
+    def complementary(self):
+        return self.feature_pair == 'complementary'
 
 
 class DSSN:
@@ -120,7 +133,8 @@ class DSSN:
 
         clean, fp1, fp2 = student(torch.cat([labeled.image, unlabeled.weak]),  # (n + B, C, H, W),
                                   perturb=len(unlabeled.weak),                 # (B, C, H, W) twice
-                                  dropout=self.cfg.feature_dropout)
+                                  dropout=self.cfg.feature_dropout,
+                                  complementary=self.cfg.complementary)
         s1, s2 = student(torch.cat([                                           # (B, C, H, W) each
             paste(unlabeled.strong1, partner.strong1, inside1),
             paste(unlabeled.strong2, partner.strong2, inside2)])).chunk(2)

@@ -105,7 +105,8 @@ class AblatedDSSN(DSSN):
             return [student(labeled.image)]
         return student(torch.cat([labeled.image, unlabeled.weak]), perturb=len(unlabeled.weak),
                        lean=self.cfg.lean, views=self.cfg.feature_views,
-                       dropout=self.cfg.feature_dropout)
+                       dropout=self.cfg.feature_dropout,
+                       complementary=self.cfg.complementary)
 
     def total(self, losses):
         """The paper's sum; a term that is switched off, or missing while warming up, adds 0."""

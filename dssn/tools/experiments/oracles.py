@@ -80,9 +80,10 @@ class StrongSupervisedConfig(PartnerConfig):
     contrast: bool = dssn_key('contrast')
     contrast_weight: float = dssn_key('contrast_weight')
     feature_dropout: float = dssn_key('feature_dropout')
+    feature_pair: str = dssn_key('feature_pair')
     lean: bool = dssn_key('lean')
 
-    check = DSSNConfig.check
+    check, complementary = DSSNConfig.check, DSSNConfig.complementary
 
 
 class StrongSupervised(OracleLabels):
