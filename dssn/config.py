@@ -37,6 +37,7 @@ ONLY_WITH = {
         'teacher_bn', 'lean')},
     'lock_backbone': ('model', 'dpt'), 'momentum': ('optimizer', 'sgd'),
     'betas': ('optimizer', 'adamw'), 'eps': ('optimizer', 'adamw'),
+    'beta': ('image_labels', 'teacher'),
 }
 
 
@@ -189,16 +190,19 @@ def check_batch(config_class, values, where):
 
 
 def check_unused(config_class, values, where, places):
-    """Raise a UserError for a key that has no effect with the network or the optimizer.
+    """Raise a UserError for a key that has no effect with another one's value, see `ONLY_WITH`.
 
-    A key of the file is left out if the command line chooses another network or optimizer.
+    A key of the file is left out if the command line chooses that value.
     """
     fields = config_class.__dataclass_fields__
     for name, (other, needed) in ONLY_WITH.items():
-        chosen = values.get(other, fields[other].default)
-        if name not in values or chosen == needed:
+        if name not in values or other not in fields:
             continue
-        if other in places and name not in places:
+        chosen = values.get(other, fields[other].default)
+        if chosen == needed:
+            continue
+        # A file may serve several methods: `beta` is DSSN's, too.
+        if name not in places and (other in places or name == 'beta'):
             del values[name]
         elif values[name] != default_of(fields[name]):
             raise UserError(f'{where(name, other)}: {name} = {_yaml_word(values[name])} has no '

@@ -207,7 +207,8 @@ def test_masks_are_a_function_of_seed_step_rank_and_part():
     (4, 2, [1, 0, 3, 2]), (4, 4, [0, 1, 2, 3]), (6, 2, [2, 1, 0, 5, 4, 3])])
 def test_the_reversed_batch_is_that_of_each_part(count, parts, order):
     x, u, _ = random_batch(4, 5, 6)
-    u = type(u)(*[torch.cat([t, t])[:count] for t in u])._replace(index=torch.arange(10, 10 + count))
+    u = type(u)(*[torch.cat([t, t])[:count] for t in u])
+    u = u._replace(index=torch.arange(10, 10 + count))
     batch = with_partner(Batch(x, u, None), parts)
     for own, partner in zip(u, batch.partner):
         assert torch.equal(partner, own[order])

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dssn.errors import UserError
-from dssn.keys import StrongViewsConfig, TeacherConfig, ViewsConfig, key
+from dssn.keys import StrongViewsConfig, TeacherConfig, key
 from dssn.losses import build_labeled_loss, masked_cross_entropy
 from dssn.methods import Terms
 from dssn.mixing import box_mask, paste
@@ -23,12 +22,6 @@ class FixMatchConfig(StrongViewsConfig, TeacherConfig):
                                        "itself, as in UniMatch's program, or the teacher, as in "
                                        "UniMatch V2's (the default with model: dpt)",
                             choices=('student', 'teacher'))
-
-    def check(self, place):
-        ViewsConfig.check(self, place)
-        if self.image_labels == 'student' and self.beta != TeacherConfig.beta:
-            raise UserError(f'{place}: beta = {self.beta} has no effect with image_labels = '
-                            'student, which has no teacher; leave it out')
 
 
 class FixMatch:
