@@ -201,8 +201,9 @@ def check_unused(config_class, values, where, places):
         chosen = values.get(other, fields[other].default)
         if chosen == needed:
             continue
-        # A file may serve several methods: `beta` is DSSN's, too.
-        if name not in places and (other in places or name == 'beta'):
+        # `model` decides the default of `optimizer`. A file may serve several methods: `beta`
+        # is DSSN's, too.
+        if name not in places and ({other, 'model'} & set(places) or name == 'beta'):
             del values[name]
         elif values[name] != default_of(fields[name]):
             raise UserError(f'{where(name, other)}: {name} = {_yaml_word(values[name])} has no '

@@ -267,7 +267,7 @@ def test_dssn_on_an_existing_unimatch_v2_file(write):
     (['optimizer=adam'], 'optimizer = adam is not allowed.*allowed: sgd, adamw'),
     (['optimizer=adamw', 'betas=[0.9]'], 'betas = .* must have 2 entries'),
     (['optimizer=adamw', 'betas=[0.9, 1]'], 'betas = 1.* must be at least 0 and below 1'),
-    (['optimizer=adamw', 'eps=0'], 'eps = 0.* must be above 0'),
+    (['optimizer=adamw', 'eps=0'], 'eps = 0.* must be at most 1 and above 0'),
     (['method=fixmatch', 'beta=0.9'], 'beta = 0.9 has no effect with image_labels = student'),
     (['feature_pair=complementary', 'feature_views=1'], 'feature_pair = complementary has no eff'),
     (['feature_pair=complementary', 'feature_dropout=0.3'], 'needs feature_dropout = 0.5, not 0.3'),
