@@ -22,6 +22,7 @@ class DPT(SegmentationNetwork):
     """
 
     patch = PATCH
+    classifier_name = 'head.scratch.output_conv.2'
 
     def __init__(self, backbone, nclass, width, channels):
         super().__init__()

@@ -13,9 +13,11 @@ class SegmentationNetwork(nn.Module):
 
     Attributes:
         patch: height and width of an image must be multiples of it.
+        classifier_name: name of the last layer, which depends on the number of classes.
     """
 
     patch = 1
+    classifier_name = 'classifier'
 
     def features(self, images):
         """The encoder's feature maps, a tuple of (N, K_i, h_i, w_i), which can be perturbed."""
