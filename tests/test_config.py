@@ -283,7 +283,7 @@ def test_the_command_line_may_choose_another_network_or_optimizer_than_the_file(
     """The file's keys of the former are left out, also of what a run saves."""
     path = write(SMALLEST + 'stem: plain\nmomentum: 0.8\nlean: true\nbase_channels: 16\n')
     cfg = config.load(path, None, ['model=dpt', 'backbone=dinov2_tiny', 'crop_size=42'])
-    assert (cfg.stem, cfg.momentum, cfg.lean, cfg.base_channels) == ('deep', 0.8, False, 64)
+    assert (cfg.stem, cfg.momentum, cfg.lean, cfg.base_channels) == ('deep', 0.9, False, 64)
     assert config.from_dict(config.to_dict(cfg), 'x.pth') == cfg
 
 

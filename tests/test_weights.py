@@ -304,7 +304,7 @@ def test_a_users_file_is_converted(tmp_path, folder, capsys, wrapping, backbone,
     # Again, without naming the backbone: the file already exists.
     assert run(folder, 'convert', path) == 0
     assert main(['check', os.path.join(str(folder), backbone + '.pth')]) == 0
-    assert f'ImageNet weights from mine.pth: {backbone}, {stem} stem' in (
+    assert f'weights from mine.pth: {backbone}, {stem} stem' in (
         capsys.readouterr().out)
 
 

@@ -23,6 +23,7 @@ class DPT(SegmentationNetwork):
 
     patch = PATCH
     batch_statistics = False
+    classifier_name = 'head.scratch.output_conv.2'
 
     def __init__(self, backbone, nclass, width, channels):
         super().__init__()

@@ -13,13 +13,15 @@ class SegmentationNetwork(nn.Module):
 
     Attributes:
         patch: height and width of an image must be multiples of it.
-        feature_channels: K_i of each feature map; a single number if all maps have the same
+        feature_channels: K_i of each feature map; a single entry if all maps have the same
             channels, in different states.
         batch_statistics: whether the predictions of an image depend on others of its batch.
+        classifier_name: name of the last layer, which depends on the number of classes.
     """
 
     patch = 1
     batch_statistics = True
+    classifier_name = 'classifier'
 
     def features(self, images):
         """The encoder's feature maps, a tuple of (N, K_i, h_i, w_i), which can be perturbed."""
