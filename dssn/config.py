@@ -26,7 +26,7 @@ DATASET_DEFAULTS = {
 # docs/training.md explains those of DSSN.
 NETWORK_DEFAULTS = {
     'dpt': {'optimizer': 'adamw', 'lr': 5e-6, 'lr_multi': 40.0, 'crop_size': 518,
-            'cutmix_partner': 'batch', 'image_labels': 'teacher', 'ema_ramp': True,
+            'cutmix_partner': 'batch', 'label_ema': 0.996, 'ema_ramp': True,
             'warm_up_epochs': 0},
 }
 OPTIMIZER_DEFAULTS = {'adamw': {'weight_decay': 0.01}}
@@ -37,7 +37,6 @@ ONLY_WITH = {
         'teacher_bn', 'lean')},
     'lock_backbone': ('model', 'dpt'), 'momentum': ('optimizer', 'sgd'),
     'betas': ('optimizer', 'adamw'), 'eps': ('optimizer', 'adamw'),
-    'beta': ('image_labels', 'teacher'),
 }
 
 
@@ -196,14 +195,11 @@ def check_unused(config_class, values, where, places):
     """
     fields = config_class.__dataclass_fields__
     for name, (other, needed) in ONLY_WITH.items():
-        if name not in values or other not in fields:
-            continue
         chosen = values.get(other, fields[other].default)
-        if chosen == needed:
+        if name not in values or chosen == needed:
             continue
-        # `model` decides the default of `optimizer`. A file may serve several methods: `beta`
-        # is DSSN's, too.
-        if name not in places and ({other, 'model'} & set(places) or name == 'beta'):
+        # `model` also decides the default of `optimizer`.
+        if name not in places and {other, 'model'} & set(places):
             del values[name]
         elif values[name] != default_of(fields[name]):
             raise UserError(f'{where(name, other)}: {name} = {_yaml_word(values[name])} has no '

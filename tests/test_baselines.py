@@ -219,5 +219,5 @@ def test_the_strong_pool_is_dssns_alone(tmp_path, name):
     assert configs.load(str(path), {'method': name}, ['cutmix_partner=other']).cutmix_partner == \
         'other'
     for key in ('num_aug=2', 'beta=0.9', 'lean=true', 'image_views=1'):
-        with pytest.raises(configs.UserError, match='no effect with'):
+        with pytest.raises(configs.UserError, match=f'no effect with method {name}'):
             configs.load(str(path), {'method': name}, [key])

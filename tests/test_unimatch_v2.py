@@ -55,7 +55,7 @@ class Network(nn.Module):
 def config(method='unimatch_v2', **changes):
     keys = dict(nclass=CLASSES, criterion=CE, conf_thresh=0.8, method=method, batch_size=2)
     if method == 'fixmatch':
-        return FixMatchConfig(**{**keys, 'image_labels': 'teacher', 'cutmix_partner': 'batch',
+        return FixMatchConfig(**{**keys, 'label_ema': 0.996, 'cutmix_partner': 'batch',
                                  **changes})
     return UniMatchV2Config(**{**keys, **changes})
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dssn.keys import StrongViewsConfig, TeacherConfig, key
+from dssn.keys import StrongViewsConfig, key
 from dssn.losses import build_labeled_loss, masked_cross_entropy
 from dssn.methods import Terms
 from dssn.mixing import box_mask, paste
@@ -16,12 +16,12 @@ from dssn.pseudo_labels import PseudoLabels, classes, fixed, fraction
 
 
 @dataclass(frozen=True)
-class FixMatchConfig(StrongViewsConfig, TeacherConfig):
+class FixMatchConfig(StrongViewsConfig):
     """The keys that only FixMatch has."""
-    image_labels: str = key('student', 'fixmatch: network that labels the weak views: the student '
-                                       "itself, as in UniMatch's program, or the teacher, as in "
-                                       "UniMatch V2's (the default with model: dpt)",
-                            choices=('student', 'teacher'))
+    label_ema: float = key(0.0, "EMA's alpha of the teacher that labels the weak views; 0: no "
+                                "teacher, the student labels them itself, as in UniMatch's "
+                                "program; UniMatch V2's has 0.996 (the default with model: dpt)",
+                           low=0, below=1)
 
 
 class FixMatch:
@@ -29,7 +29,7 @@ class FixMatch:
 
     L_s is the cross-entropy of the strong view s1 against the network's own labels of the weak
     view. It is summed over the pixels with a confidence of at least `conf_thresh`, and divided by
-    the number of valid pixels. With `image_labels: teacher` see `unimatch_v2.py`.
+    the number of valid pixels. With `label_ema` see `unimatch_v2.py`.
     """
     name = 'fixmatch'
     Config = FixMatchConfig

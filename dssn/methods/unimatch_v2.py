@@ -99,7 +99,11 @@ class FixMatchWithTeacher(UniMatchV2):
 
     @staticmethod
     def applies(cfg):
-        return cfg.image_labels == 'teacher'
+        return cfg.label_ema > 0
+
+    @property
+    def keep_rate(self):
+        return ema.ramp(self.step, self.cfg.label_ema)
 
 
 def complementary_factors(pairs, student, device):
