@@ -38,7 +38,7 @@ class Network(nn.Module):
         self.calls.append((images, factors, self.training, torch.is_grad_enabled()))
         first = self.backbone[0](images)
         second = self.backbone[1](first.tanh())
-        factor = 1 if factors is None else factors[0][:, :, None, None].double()
+        factor = 1 if factors is None else factors[:, :, None, None].double()
         return self.gain * self.head(first * factor + second * factor)
 
     def pixel(self, pixel, factor):
@@ -108,7 +108,7 @@ def test_a_whole_step(method, criterion, b, labeled):
     made, student, teacher, (x, u, _), terms = step_of(cfg, 40, b, labeled)
     views = 2 if method == 'unimatch_v2' else 1
     (images, factors, *_), = student.calls[1:]
-    factors = torch.ones(b * views, CHANNELS) if factors is None else factors[0]
+    factors = torch.ones(b * views, CHANNELS) if factors is None else factors
     # The labeled loss has a slow reference of its own.
     logits = Network(1)(x.image)
     arguments = (logits, x.label) if criterion is CE else (logits, x.label, 0.2, 9)
@@ -133,7 +133,7 @@ def test_who_sees_what():
     assert torch.equal(weak, u.weak) and none is None and not training and not grad
     (first, plain, *_), (second, factors, *_) = student.calls
     assert torch.equal(first, x.image) and plain is None
-    assert len(second) == 4 and len(factors) == 1 and factors[0].shape == (4, CHANNELS)
+    assert len(second) == 4 and factors.shape == (4, CHANNELS)
     assert all(training and grad for _, _, training, grad in student.calls)
 
 
@@ -194,7 +194,7 @@ def test_masks_are_a_function_of_seed_step_rank_and_part():
 
     def drawn(*where):
         seed_step(*where)
-        return complementary_factors(4, student, 'cpu')[0]
+        return complementary_factors(4, student, 'cpu')
     assert torch.equal(drawn(3, 5, 0), drawn(3, 5, 0))
     for other in ((4, 5, 0), (3, 6, 0), (3, 5, 1), (3, 5, 0, 1)):
         assert not torch.equal(drawn(3, 5, 0), drawn(*other))

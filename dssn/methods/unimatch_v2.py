@@ -118,7 +118,7 @@ def complementary_factors(pairs, student, device):
         pairs: B, the number of images.
 
     Returns:
-        For each kind of channels (2B, K) float32, first those of all first views.
+        (2B, K) float32, first those of all first views; a list of them for several kinds.
     """
     spared = torch.rand(pairs, device=device).argsort().argsort() < pairs // 2
     factors = []
@@ -126,4 +126,4 @@ def complementary_factors(pairs, student, device):
         first = 2.0 * torch.randint(2, (pairs, channels), device=device)
         first = torch.where(spared[:, None], torch.ones_like(first), first)
         factors.append(torch.cat([first, 2 - first]))
-    return factors
+    return factors[0] if len(factors) == 1 else factors

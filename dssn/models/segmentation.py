@@ -60,8 +60,8 @@ class SegmentationNetwork(nn.Module):
             views (int): number of perturbed copies of each image, at least 1.
             dropout (float): probability that a copy loses a channel, see `perturbed`.
             complementary (bool): each channel is lost in one of the two copies, see `complements`.
-            factors: the feature maps are multiplied by these factors of their channels: a sequence
-                with (N, K_i) for each of `feature_channels`.
+            factors: the feature maps are multiplied by these factors of their channels: one tensor
+                (N, K) for all maps, or a sequence with (N, K_i) for each map.
 
         Returns:
             Tensor: logits (N, C, H, W); or, with perturb, the tuple (clean, fp1, fp2, ...) of
@@ -110,7 +110,8 @@ def complements(features, views=2, dropout=0.5):
 
 def multiplied(maps, factors):
     """Feature maps times the factors of their channels, see `SegmentationNetwork.forward`."""
-    factors = list(factors) * (len(maps) // len(factors))
+    if torch.is_tensor(factors):
+        factors = [factors] * len(maps)
     return [c * factor.to(c.dtype)[:, :, None, None] for c, factor in zip(maps, factors)]
 
 
