@@ -9,15 +9,18 @@ import math
 import pytest
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
+from test_dpt import normal, seeded
 from test_losses import slow_cross_entropy, slow_ohem, softmax
 from test_methods import CE, CLASSES, OHEM, random_batch
 
 from dssn import ema, methods
-from dssn.batch import Batch, with_partner
+from dssn.batch import Batch, Labeled, Unlabeled, with_partner
 from dssn.distributed import World
 from dssn.methods.fixmatch import FixMatchConfig
 from dssn.methods.unimatch_v2 import UniMatchV2Config, complementary_factors
-from dssn.optim import build_adamw
+from dssn.models import build_model
+from dssn.optim import build_adamw, optimizer_of
 from dssn.update import Update, seed_step, split
 
 CHANNELS = 6
@@ -274,3 +277,153 @@ def test_a_frozen_encoder_stays_the_teachers():
         if name.startswith('backbone.'):
             assert torch.equal(value, before[name]), name
     assert not torch.equal(teacher.head.weight, before['head.weight'])
+
+
+# ---- real networks
+
+def built(**keys):
+    torch.manual_seed(0)
+    return build_model(config(**{**dict(model='dpt', backbone='dinov2_tiny'), **keys})).eval()
+
+
+DEEPLAB = dict(model='deeplabv3plus', backbone='resnet18', base_channels=4, decoder_channels=8)
+
+
+@pytest.mark.parametrize('keys', [{}, DEEPLAB], ids=['DPT', 'DeepLabV3+'])
+def test_dropout_of_the_encoders_maps(monkeypatch, keys):
+    """All maps of DPT lose the same channels at all places; DeepLabV3+'s two lose their own."""
+    model, images, seen = built(**keys), torch.randn(4, 3, 28, 28), []
+    real = type(model).decode
+    monkeypatch.setattr(type(model), 'decode',
+                        lambda self, *maps: seen.append(maps) or real(self, *maps))
+    torch.manual_seed(2)
+    factors = complementary_factors(2, model, 'cpu')
+    with torch.no_grad():
+        model(images)
+        model(images, factors=factors)
+    clean, dropped = seen
+    assert len(clean) == (2 if keys else 4)
+    each = factors if keys else [factors] * 4
+    for before, after, factor in zip(clean, dropped, each):
+        assert after.shape[-2:] == before.shape[-2:] and factor.shape == before.shape[:2]
+        assert torch.equal(after, before * factor[:, :, None, None])
+    spared = [i for i in range(2) if bool((each[0][i] == 1).all())]
+    assert len(spared) == 1
+
+
+@pytest.mark.parametrize('complementary', [False, True])
+@pytest.mark.parametrize('keys', [{}, DEEPLAB], ids=['DPT', 'DeepLabV3+'])
+def test_perturbed_copies_of_dssn(keys, complementary):
+    model = built(**keys)
+    maps = [torch.rand(3, count, 2, 3) + 1 for count in model.feature_channels]
+    maps = maps if keys else maps * 4
+    torch.manual_seed(1)
+    kept = []
+    for features, copies in zip(maps, model.copies(maps, 2, 0.5, complementary)):
+        factors = [copy / features for copy in copies]
+        for factor in factors:
+            assert torch.equal(factor, factor[:, :, :1, :1].expand_as(factor))
+            assert bool(((factor == 0) | (factor == 2)).all())
+        assert bool((factors[0] + factors[1] == 2).all()) == complementary
+        kept.append([factor[:, :, 0, 0] for factor in factors])
+    for other in kept[1:]:
+        # Of DPT's maps, states of the same channels, all lose the same.
+        assert not keys and all(map(torch.equal, kept[0], other)) or \
+            keys and kept[0][0].shape != other[0].shape
+    if not complementary:
+        assert not torch.equal(*kept[0])
+
+
+# Of 16 steps of `dinov2_tiny`: loss and gradient norm of steps 0, 1, 7 and 15; the fractions
+# selected in the last step; the sum of absolute differences to the first weights, of student and
+# teacher. A change of the method, of its random numbers or of the optimizer changes them.
+SIXTEEN = {
+    'loss': [1.1488912699062, 1.1819362649580, 0.7623836877249, 0.7934245025571],
+    'norm': [6.2434737888629, 11.160650296820, 4.4784562752056, 6.0463241301227],
+    'selected': [0.4788533747196, 0.5028195381165], 'moved': [4954.9024950553, 4535.0513005605]}
+LR, LR_MULTI, BETA = 2e-4, 10.0, 0.8
+
+
+def images_of(tag):
+    """Three smooth images of 28 x 28 pixels, the same on every PyTorch."""
+    return 2 * F.interpolate(normal(tag, 3, 3, 3, 3), size=(28, 28), mode='bilinear',
+                             align_corners=True)
+
+
+def batch_of(step):
+    parts = [images_of(f'v2:{step}:{name}') for name in ('x', 'weak', 'strong1', 'strong2')]
+    boxes = torch.tensor([[2, 3, 12, 9], [0, 0, 0, 0], [10, 4, 9, 20]]).roll(step, 0)
+    valid = torch.ones(3, 28, 28, dtype=torch.bool)
+    valid[step % 3, 20:] = False
+    label = parts[0].argmax(1)
+    label[:, :3] = 255
+    return Batch(Labeled(parts[0], label, torch.arange(3)),
+                 Unlabeled(*parts[1:], valid, boxes, boxes.roll(1, 0), torch.arange(3)), None)
+
+
+def plain_step(student, teacher, optimizer, batch, factors, step):
+    """The step of a plain program; returns its loss."""
+    (images, label, _), u, _ = batch
+    with torch.no_grad():
+        confidence, pseudo = teacher(u.weak).softmax(1).max(1)
+    mixed, losses = [], []
+    for strong, boxes in ((u.strong1, u.box1), (u.strong2, u.box2)):
+        known = [strong, pseudo, confidence, u.valid]
+        cut = [tensor.clone() for tensor in known]
+        for i, (top, left, height, width) in enumerate(boxes.tolist()):
+            area = (..., slice(top, top + height), slice(left, left + width))
+            for tensor, source in zip(cut, known):
+                tensor[i][area] = source[2 - i][area]
+        mixed.append(cut)
+    supervised = F.cross_entropy(student(images), label, ignore_index=255)
+    predictions = student(torch.cat([cut[0] for cut in mixed]), factors=factors)
+    for prediction, (_, pseudo, confidence, valid) in zip(predictions.chunk(2), mixed):
+        each = F.cross_entropy(prediction, pseudo, reduction='none')
+        losses.append(each[(confidence >= 0.6) & valid].sum() / valid.sum())
+    loss = (supervised + (losses[0] + losses[1]) / 2) / 2
+    optimizer.zero_grad()
+    loss.backward()
+    for group, multi in zip(optimizer.param_groups, (1, LR_MULTI)):
+        group['lr'] = LR * multi * (1 - max(step - 1, 0) / 16) ** 0.9
+    optimizer.step()
+    alpha = min(1 - 1 / (step + 1), BETA)
+    with torch.no_grad():
+        for old, new in zip(teacher.parameters(), student.parameters()):
+            old.copy_(alpha * old + (1 - alpha) * new)
+    return loss.item()
+
+
+def test_sixteen_steps_are_those_of_a_plain_program_and_of_before(monkeypatch):
+    cfg = config(batch_size=3, model='dpt', backbone='dinov2_tiny', conf_thresh=0.6, beta=BETA,
+                 lr=LR, lr_multi=LR_MULTI, optimizer='adamw', weight_decay=0.01)
+    student = build_model(cfg).double()
+    first = {name: seeded(name, tuple(value.shape)).float().double()
+             for name, value in student.state_dict().items()}
+    student.load_state_dict(first)
+    teacher = ema.make_teacher(student)
+    plain = [copy.deepcopy(student), copy.deepcopy(teacher)]
+    head = [p for name, p in plain[0].named_parameters() if not name.startswith('backbone.')]
+    optimizer = torch.optim.AdamW([{'params': list(plain[0].backbone.parameters())},
+                                   {'params': head}], weight_decay=0.01)
+    update = Update(cfg, World(), methods.build(cfg), student, teacher,
+                    optimizer_of(cfg, student, LR), LR, 16)
+    drawn = []
+    monkeypatch.setattr('dssn.methods.unimatch_v2.complementary_factors', lambda *args:
+                        drawn.append(complementary_factors(*args)) or drawn[-1])
+    found = {'loss': [], 'norm': []}
+    for step in range(16):
+        _, terms, loss, _ = update(batch_of(step), 0, step)
+        expected = plain_step(*plain, optimizer, batch_of(step), drawn[-1], step)
+        assert loss.item() == pytest.approx(expected, rel=1e-9), step
+        if step in (0, 1, 7, 15):
+            found['loss'].append(loss.item())
+            found['norm'].append(terms.fractions['gradient_norm'].item())
+    for one, other in zip((student, teacher), plain):
+        for name, value in one.state_dict().items():
+            assert (value - other.state_dict()[name]).abs().max() < 1e-8, name
+    found['selected'] = [terms.fractions[f'selected_image{i}'].item() for i in (1, 2)]
+    found['moved'] = [sum((value - first[name]).abs().sum().item()
+                          for name, value in model.state_dict().items())
+                      for model in (student, teacher)]
+    for name, values in SIXTEEN.items():
+        assert found[name] == pytest.approx(values, rel=1e-9 if name != 'selected' else 1e-6), name
