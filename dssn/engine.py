@@ -310,7 +310,7 @@ def memory_advice(cfg, error):
     if cfg.labeled_batch_size:
         size = f'labeled_batch_size {cfg.labeled_batch_size}' + (
             f', {size}' if cfg.unlabeled_images else '')
-    options = [(not cfg.checkpoint_backbone, 'checkpoint_backbone=true'),
+    options = [(not cfg.checkpoint_backbone and not cfg.lock_backbone, 'checkpoint_backbone=true'),
                (getattr(cfg, 'feature_views', 0) and not cfg.lean, 'lean=true'),
                (cfg.accumulate < cfg.most_parts, f'accumulate={cfg.most_parts} (BatchNorm then '
                 'normalises each part by its own pixels)'),

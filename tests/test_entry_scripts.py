@@ -138,6 +138,30 @@ def test_public_checkpoints_are_evaluated(networks, tmp_path, capsys, weights, l
     assert f'{score.miou:.2f}' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('weights', ['student', 'teacher'])
+def test_checkpoints_of_unimatch_v2_are_evaluated(tiny_world, tmp_path, weights):
+    """Made from a description of its program: the originals were not seen."""
+    world = tiny_world(model='dpt', backbone='dinov2_tiny', crop_size=28, base_channels=64,
+                       decoder_channels=256)
+    cfg, models = world.load(), {}
+    for role in ('model', 'model_ema'):
+        models[role] = build_model(cfg)
+        models[role].head.scratch['output_conv'][2].weight.data.mul_(30)
+    optimizer = torch.optim.AdamW(models['model'].head.projects.parameters())
+    models['model'](torch.zeros(1, 3, 14, 14)).sum().backward()
+    optimizer.step()
+    path = str(tmp_path / 'ade20k_unimatch_v2.pth')
+    torch.save({**{role: public_state(model) for role, model in models.items()},
+                'optimizer': optimizer.state_dict(), 'epoch': 59, 'previous_best': 80.1,
+                'previous_best_ema': 80.2, 'best_epoch': 3, 'best_epoch_ema': 5}, path)
+    got = run_eval(tmp_path, '--checkpoint', path, '--config', world.config_path, '--weights',
+                   weights)
+    scores = {role: expected(model, cfg).miou for role, model in models.items()}
+    assert got['scores'][weights]['miou'] == pytest.approx(
+        scores['model_ema' if weights == 'teacher' else 'model'])
+    assert scores['model'] != scores['model_ema']
+
+
 def test_a_public_checkpoint_with_one_network(networks, tmp_path):
     world, cfg, student, _ = networks
     path = str(tmp_path / 'published.pth')

@@ -3,12 +3,14 @@
 PyTorch's `meta` tensors have a shape and no memory. A step with such tensors shows which tensors
 exist at the same time, also for GPUs and batches that do not fit into this machine.
 """
+import contextlib
 import weakref
 
 import torch
 
 from dssn.distributed import World
 from dssn.errors import UserError
+from dssn.models import vit
 from dssn.tools.bench.step import StepBench
 from dssn.tools.bench.timed_update import TimedUpdate
 
@@ -37,11 +39,27 @@ def computed_peak(cfg):
     if cfg.amp != 'off' or cfg.compile:
         raise UserError(f'--computed: amp = {cfg.amp}, compile = {str(cfg.compile).lower()}: their '
                         'savings cannot be computed; turn both off, or measure on a GPU')
-    with LiveBytes() as live:
+    with fused_attention(), LiveBytes() as live:
         bench = MetaStepBench(cfg, World(device='meta'))
         live.peak = 0
         bench.step()
     return live.peak / 2 ** 20
+
+
+@contextlib.contextmanager
+def fused_attention():
+    """A context in which attention makes the tensors that it makes on a GPU.
+
+    For `meta` tensors PyTorch chooses the plain kernel, which keeps the weights of all pairs of
+    tokens. On a GPU it has a fused one for every precision.
+    """
+    known = vit.attention
+    vit.attention = lambda q, k, v: torch.ops.aten._scaled_dot_product_efficient_attention(
+        q, k, v, None, True)[0]
+    try:
+        yield
+    finally:
+        vit.attention = known
 
 
 class MetaUpdate(TimedUpdate):

@@ -62,7 +62,7 @@ def compute(args, keys):
 
 def option_lines(cfg):
     """Lists of assignments: no option, each option alone, and all options."""
-    single = ['checkpoint_backbone=true']
+    single = [] if cfg.lock_backbone else ['checkpoint_backbone=true']
     if getattr(cfg, 'feature_views', 0):
         single.append('lean=true')
     if cfg.most_parts > 1:

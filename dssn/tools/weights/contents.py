@@ -10,7 +10,7 @@ import torch
 from dssn.errors import UserError
 from dssn.models import BACKBONES, ENCODERS, pretrained
 from dssn.models.vit import VisionTransformer
-from dssn.models.weights import choose_weights, read_torch_file
+from dssn.models.weights import choose_weights, mappings_in, read_torch_file
 
 WIDEST = 128  # base channels that a file may ask for; memory grows with their square
 
@@ -38,7 +38,7 @@ def read_weights_file(path):
         raise UserError(f'{path}: no such file')
     verify_sha256(path, os.path.basename(path))
     content = read_torch_file(path)
-    tensors, _ = choose_weights(content, path, known_names())
+    tensors, _ = choose_weights(content, path, known_names(is_transformer(content, path)))
     backbone, stem, width = recognise(tensors, path)
     own = build_backbone(backbone, stem, width).state_dict()
     fitting = {name: tensors[name] for name in own
@@ -76,14 +76,21 @@ def is_batch_count(name):
     return name.endswith('num_batches_tracked')
 
 
-@functools.lru_cache(maxsize=1)
-def known_names():
-    """The names of the tensors of all backbones, a set."""
+def is_transformer(content, path):
+    """Whether a file has tensors of a vision transformer's first block."""
+    return any(re.search(r'(^|\.)blocks\.0\.', name)
+               for tensors in mappings_in(content, path).values() for name in tensors)
+
+
+@functools.lru_cache(maxsize=2)
+def known_names(transformers=False):
+    """The names of the tensors of all backbones, or of all vision transformers, a set."""
+    if transformers:
+        return set(VisionTransformer(64, depth=24).state_dict())
     kinds = [(backbone, 'deep') for backbone in BACKBONES]
     kinds += [(backbone, 'plain') for backbone in BACKBONES if backbone != 'xception']
-    names = {name for backbone, stem in kinds
-             for name in build_backbone(backbone, stem, 2).state_dict()}
-    return names.union(VisionTransformer(64, depth=24).state_dict())
+    return {name for backbone, stem in kinds
+            for name in build_backbone(backbone, stem, 2).state_dict()}
 
 
 def known_backbones():
