@@ -81,7 +81,7 @@ class Run:
         """Open the log, and write how the run starts or resumes."""
         cfg, progress = self.cfg, self.progress
         self.resumed = saved is not None
-        notes = self.folder.notes + self.data.notes + self.networks.notes
+        notes = [*cfg.notes, *self.folder.notes, *self.data.notes, *self.networks.notes]
         if not self.finished:
             with writing(cfg.save_path):
                 if self.resumed and self.world.is_main:

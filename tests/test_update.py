@@ -108,7 +108,8 @@ def test_parts_draw_other_channels():
     batch = Batch(*[type(part)(*[torch.cat([t, t]) for t in part]) for part in batch])
 
     class Watched(nn.Module):
-        def forward(self, images, perturb=0, lean=False, views=2, dropout=0.5):
+        def forward(self, images, perturb=0, lean=False, views=2, dropout=0.5,
+                    complementary=False):
             if perturb:
                 seen.append(torch.rand(3))
             logits = images[:, :1].repeat(1, 4, 1, 1).clone().requires_grad_()

@@ -30,6 +30,7 @@ class DeepLabV3Plus(SegmentationNetwork):
         super().__init__()
         low, high = backbone.low_channels, backbone.high_channels
         self.backbone = backbone
+        self.feature_channels = low, high
         self.head = ASPP(high, high // 8, dilations)
         self.reduce = conv_bn_relu(low, 48, 1)
         self.fuse = nn.Sequential(

@@ -22,11 +22,15 @@ class DPT(SegmentationNetwork):
     """
 
     patch = PATCH
+    batch_statistics = False
     classifier_name = 'head.scratch.output_conv.2'
 
     def __init__(self, backbone, nclass, width, channels):
         super().__init__()
         self.backbone = backbone
+        # The maps are states of one residual stream: a channel that one of them loses is still
+        # present in the others.
+        self.feature_channels = (backbone.width,)
         self.head = DPTHead(backbone.width, nclass, width, channels)
 
     def decode(self, *maps):

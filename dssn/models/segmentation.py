@@ -13,10 +13,14 @@ class SegmentationNetwork(nn.Module):
 
     Attributes:
         patch: height and width of an image must be multiples of it.
+        feature_channels: K_i of each feature map; a single entry if all maps have the same
+            channels, in different states.
+        batch_statistics: whether the predictions of an image depend on others of its batch.
         classifier_name: name of the last layer, which depends on the number of classes.
     """
 
     patch = 1
+    batch_statistics = True
     classifier_name = 'classifier'
 
     def features(self, images):
@@ -27,15 +31,19 @@ class SegmentationNetwork(nn.Module):
         """Logits (N, C, h, w) in the decoder's own size from the maps of `features`."""
         raise NotImplementedError
 
-    def copies(self, maps, views, dropout):
-        """For each map a list of `views` perturbed copies, see `perturbed`.
+    def copies(self, maps, views, dropout, complementary):
+        """For each map a list of `views` perturbed copies, see `perturbed` and `complements`.
 
-        A network that perturbs only some of its maps overrides this method. It returns the others
-        `views` times.
+        Each map loses channels of its own, but maps of the same channels all lose the same.
         """
-        return [perturbed(features, views, dropout) for features in maps]
+        sample = complements if complementary else perturbed
+        if len(self.feature_channels) == len(maps):
+            return [sample(features, views, dropout) for features in maps]
+        factors = sample(torch.ones_like(maps[0][:, :, :1, :1]), views, dropout)
+        return [[features * factor for factor in factors] for features in maps]
 
-    def forward(self, images, perturb=0, lean=False, views=2, dropout=0.5, factors=None):
+    def forward(self, images, perturb=0, lean=False, views=2, dropout=0.5, complementary=False,
+                factors=None):
         """Logits in the size of the images.
 
         Args:
@@ -47,9 +55,11 @@ class SegmentationNetwork(nn.Module):
             lean (bool): perturb only the last U images. The decoder gets one batch of the N - U
                 clean features of the others and the U perturbed ones of each view. The clean
                 features of the U images go through it in a second pass without gradient. The
-                predictions differ only by batch statistics.
+                predictions differ only by batch statistics. A network without batch statistics
+                always does so.
             views (int): number of perturbed copies of each image, at least 1.
             dropout (float): probability that a copy loses a channel, see `perturbed`.
+            complementary (bool): each channel is lost in one of the two copies, see `complements`.
             factors: the feature maps are multiplied by these factors of their channels: one tensor
                 (N, K) for all maps, or a sequence with (N, K_i) for each map.
 
@@ -64,8 +74,8 @@ class SegmentationNetwork(nn.Module):
         if not perturb:
             return resize(as_float(self.decode(*maps)), size)
         n = len(images) - perturb
-        if lean:
-            copies = self.copies([c[n:] for c in maps], views, dropout)
+        if lean or not self.batch_statistics:
+            copies = self.copies([c[n:] for c in maps], views, dropout, complementary)
             labeled, *copies = self.decode(*[
                 torch.cat([c[:n]] + copied) for c, copied in zip(maps, copies)]).split(
                     [n] + views * [perturb])
@@ -75,7 +85,7 @@ class SegmentationNetwork(nn.Module):
                 own = self.decode(*[c[n:] for c in maps])
             clean = torch.cat([labeled, own])
         else:
-            copies = self.copies(maps, views, dropout)
+            copies = self.copies(maps, views, dropout, complementary)
             clean, *copies = self.decode(*[
                 torch.cat([c] + copied) for c, copied in zip(maps, copies)]).chunk(1 + views)
         logits = resize(as_float(torch.cat([clean] + [fp[-perturb:] for fp in copies])), size)
@@ -90,6 +100,12 @@ def perturbed(features, views, dropout=0.5):
     evaluation mode.
     """
     return [F.dropout2d(features, p=dropout, training=True) for _ in range(views)]
+
+
+def complements(features, views=2, dropout=0.5):
+    """The same with two copies, of which the second has the channels that the first one lost."""
+    first, = perturbed(features, 1, dropout)
+    return [first, 2 * features - first]
 
 
 def multiplied(maps, factors):
