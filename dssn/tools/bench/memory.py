@@ -63,7 +63,7 @@ def compute(args, keys):
 def option_lines(cfg):
     """Lists of assignments: no option, each option alone, and all options."""
     single = [] if cfg.lock_backbone else ['checkpoint_backbone=true']
-    if getattr(cfg, 'feature_views', 0):
+    if getattr(cfg, 'feature_views', 0) and cfg.model != 'dpt':
         single.append('lean=true')
     if cfg.most_parts > 1:
         single.append(f'accumulate={cfg.most_parts}')
