@@ -311,9 +311,11 @@ def memory_advice(cfg, error):
         size = f'labeled_batch_size {cfg.labeled_batch_size}' + (
             f', {size}' if cfg.unlabeled_images else '')
     options = [(not cfg.checkpoint_backbone and not cfg.lock_backbone, 'checkpoint_backbone=true'),
-               (getattr(cfg, 'feature_views', 0) and not cfg.lean, 'lean=true'),
-               (cfg.accumulate < cfg.most_parts, f'accumulate={cfg.most_parts} (BatchNorm then '
-                'normalises each part by its own pixels)'),
+               (cfg.model != 'dpt' and getattr(cfg, 'feature_views', 0) and not cfg.lean,
+                'lean=true'),
+               (cfg.accumulate < cfg.most_parts, f'accumulate={cfg.most_parts}'
+                + ' (BatchNorm then normalises each part by its own pixels)' * (
+                    cfg.model != 'dpt')),
                (cfg.amp == 'off', 'amp=bf16'), (True, 'a smaller crop_size')]
     left = ', '.join(text for use, text in options if use)
     return (f'{error.split(". ")[0]}: {size} at crop_size {cfg.crop_size} '

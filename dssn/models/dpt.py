@@ -7,7 +7,6 @@ Legend: N images of 14h x 14w pixels, C classes, D the encoder's width, F the de
 """
 
 import torch.nn as nn
-import torch.nn.functional as F
 
 from dssn.models.segmentation import SegmentationNetwork, resize
 from dssn.models.vit import PATCH
@@ -98,10 +97,10 @@ class ResidualUnit(nn.Module):
 
     def __init__(self, width):
         super().__init__()
-        self.conv1, self.conv2 = conv3x3(width), conv3x3(width)
+        self.conv1, self.conv2, self.relu = conv3x3(width), conv3x3(width), nn.ReLU()
 
     def forward(self, x):
-        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+        return x + self.conv2(self.relu(self.conv1(self.relu(x))))
 
 
 def conv3x3(width):

@@ -74,24 +74,32 @@ class VisionTransformer(Backbone):
         """The position embedding (1, T, D) of h x w patches."""
         if (h, w) == (GRID, GRID):
             return self.pos_embed
-        # In float64, because autocast and TF32 leave it alone. Not `interpolate`, whose backward
-        # pass in bicubic mode has no deterministic algorithm on GPUs.
+        # Not `interpolate`: its backward pass in bicubic mode is not deterministic on GPUs, and
+        # PyTorch 1.8 treats some sizes differently. Autocast and TF32 leave float64 alone.
         grid = self.pos_embed[0, 1:].view(GRID, GRID, -1).double()
         down, across = resampling(h, grid), resampling(w, grid)
         grid = torch.einsum('hr,rcd,wc->hwd', down, grid, across).flatten(0, 1)[None]
         return torch.cat([self.pos_embed[:, :1], grid.to(self.pos_embed.dtype)], dim=1)
 
 
-@torch.no_grad()
 def resampling(count, like):
     """The matrix (count, 37) that resizes a side of the grid of positions.
 
-    As in DINOv2: bicubic, by a scale factor with 0.1 added, not by a size. `like`: a tensor with
-    its dtype and device.
+    As in DINOv2: bicubic, by a scale factor with 0.1 added, not by a size; rows outside the grid
+    are its first or last one. `like`: a tensor with the dtype and device of the matrix.
     """
-    identity = torch.eye(GRID, dtype=like.dtype, device=like.device).view(1, GRID, GRID, 1)
-    return F.interpolate(identity, scale_factor=((count + 0.1) / GRID, 1.0), mode='bicubic',
-                         align_corners=False, recompute_scale_factor=False)[0, :, :, 0].t()
+    options = {'dtype': like.dtype, 'device': like.device}
+    place = (torch.arange(count, **options) + 0.5) * GRID / (count + 0.1) - 0.5
+    row = place.floor()[:, None] + torch.arange(-1, 3, **options)  # (count, 4)
+    weight = cubic((place[:, None] - row).abs())
+    is_row = row.clamp(0, GRID - 1)[..., None] == torch.arange(GRID, **options)
+    return (weight[..., None] * is_row).sum(1)
+
+
+def cubic(x, a=-0.75):
+    """The kernel of PyTorch's bicubic interpolation, for distances x of 0 to 2."""
+    near = (a + 2) * x ** 3 - (a + 3) * x ** 2 + 1
+    return torch.where(x <= 1, near, a * x ** 3 - 5 * a * x ** 2 + 8 * a * x - 4 * a)
 
 
 class Block(nn.Module):
