@@ -1,4 +1,5 @@
 """train.py and eval.py: flags, the dry run, and evaluation of our own and of public checkpoints."""
+import glob
 import json
 import os
 
@@ -38,6 +39,27 @@ def test_dry_run_needs_no_data_and_leaves_nothing(tmp_path, monkeypatch, capsys,
     expected = config.load(shipped(name), {'labeled_id_path': 'no/list.txt'})
     assert config.load(str(path)) == expected
     assert os.listdir(str(tmp_path)) == ['printed.yaml']
+
+
+@pytest.mark.one_stack
+@pytest.mark.parametrize('method', ['DSSN', 'unimatch_v2', 'fixmatch', 'supervised'])
+@pytest.mark.parametrize('path', sorted(glob.glob(os.path.join(ROOT, 'configs', '*.yaml'))),
+                         ids=os.path.basename)
+def test_dry_run_of_every_shipped_config(capsys, path, method):
+    with torch.device('meta'):  # without the seconds that large networks take to fill
+        train_script.main(['--config', path, '--dry-run', '--method', method])
+    out = capsys.readouterr().out
+    assert f'method: {method}' in out and 'M parameters' in out
+
+
+def test_dry_run_shows_what_is_changed_of_a_file(tmp_path, capsys):
+    path = tmp_path / 'ade20k.yaml'
+    path.write_text('dataset: ade20k\nnclass: 150\nmodel: dpt\nbackbone: dinov2_tiny\n'
+                    'lock_backbone: True\n')
+    train_script.main(['--config', str(path), '--dry-run'])
+    out = capsys.readouterr().out
+    assert 'lock_backbone: false' in out
+    assert f'lock_backbone: {path} has true' in out and '--set lock_backbone=true' in out
 
 
 def test_flags_reach_the_config(capsys):
