@@ -129,7 +129,7 @@ def test_one_seed_gives_one_result_on_any_number_of_workers(tiny_world):
 
 # ---- resuming
 
-@pytest.mark.parametrize('method', ['DSSN', 'fixmatch', 'unimatch', 'supervised'])
+@pytest.mark.parametrize('method', ['DSSN', 'fixmatch', 'unimatch', 'unimatch_v2', 'supervised'])
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(tiny_world, method):
     # 9 labeled images: the supervised method has as many steps.
     world = tiny_world(n_labeled=9, method=method, log_every=2)
@@ -141,6 +141,19 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tiny_world, method):
     assert_same_run(whole, stopped)
     assert scalars(stopped)['eval/student/mIoU'] == scalars(whole)['eval/student/mIoU']
     assert [step for step, _ in scalars(stopped)['train/loss']] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize('keys', [{'method': 'unimatch_v2'}, {}], ids=['unimatch_v2', 'DSSN'])
+def test_a_vision_transformer_learns_and_goes_on_after_a_stop(tiny_world, keys):
+    world = tiny_world(n_labeled=4, n_unlabeled=40, epochs=1, batch_size=4)
+    keys = dict(model='dpt', backbone='dinov2_tiny', crop_size=28, lr=5e-4, lr_multi=4.0, **keys)
+    whole, again = world.save_path + 'whole', world.save_path + 'again'
+    run = train(world.load(save_path=whole, **keys))
+    assert isinstance(run.networks.optimizer, torch.optim.AdamW)
+    stopped(world.load(save_path=again, **keys), 4)
+    train(world.load(save_path=again, **keys))
+    assert_same_run(whole, again)
+    assert metrics(whole)[0]['student'] > 30  # one class everywhere: 11
 
 
 def test_a_run_stopped_in_its_first_epoch_starts_again(tiny_world):
