@@ -25,6 +25,7 @@ from dssn.networks import choose_lr
 from dssn.run import checkpoint
 from dssn.run.lock import Lock
 from dssn.run.logbook import Logbook
+from dssn.run.state import state_of
 
 STEPS = 4  # of an epoch of the tiny world: 9 unlabeled images in batches of 2
 
@@ -154,6 +155,17 @@ def test_a_vision_transformer_learns_and_goes_on_after_a_stop(tiny_world, keys):
     train(world.load(save_path=again, **keys))
     assert_same_run(whole, again)
     assert metrics(whole)[0]['student'] > 30  # one class everywhere: 11
+
+
+@pytest.mark.parametrize('dpt', [False, True])
+def test_only_batchnorm_has_statistics_of_each_cpu_process(tiny_world, monkeypatch, dpt):
+    keys = dict(model='dpt', backbone='dinov2_tiny', crop_size=28) if dpt else {}
+    run = start(tiny_world().load(**keys), World())
+    run.folder.leave()
+    run.progress.step = 1
+    monkeypatch.setattr(World, 'has_plain_bn', True)
+    monkeypatch.setattr(World, 'rows', lambda self, vector: vector[None])
+    assert ('statistics' in state_of(run)) == (not dpt)
 
 
 def test_a_run_stopped_in_its_first_epoch_starts_again(tiny_world):
