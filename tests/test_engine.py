@@ -22,7 +22,7 @@ from dssn.errors import Stopped, UserError
 from dssn.inference import evaluation
 from dssn.models.weights import network_weights, read_torch_file
 from dssn.networks import choose_lr
-from dssn.run import checkpoint
+from dssn.run import checkpoint, diagnostics
 from dssn.run.lock import Lock
 from dssn.run.logbook import Logbook
 from dssn.run.state import state_of
@@ -650,6 +650,19 @@ def test_watching_changes_no_number_and_opens_masks_only_if_told(tiny_world, mon
         assert 'pseudo' not in tag or all(0 <= value <= 1 for _, value in values)
     assert [step for step, _ in scalars(folders['on'])['pseudo/feature/predicted/class 0']] == [
         2, 4, 6, 8]
+
+
+def test_partners_of_the_same_batch_are_compared_with_their_own_masks(tiny_world, monkeypatch):
+    world, seen = tiny_world(epochs=1, cutmix_partner='batch', panel_every=1), []
+    name_masks(world, range(9))
+    real = diagnostics.ground_truth_scalars
+    monkeypatch.setattr(diagnostics, 'ground_truth_scalars', lambda labels, unlabeled, own, partner,
+                        names: seen.append((own, partner)) or real(labels, unlabeled, own, partner,
+                                                                   names))
+    train(world.load(watch_truth=True))
+    assert len(seen) == STEPS
+    for own, partner in seen:
+        assert torch.equal(partner, own.flip(0)) and not torch.equal(partner, own)
 
 
 def test_a_run_goes_on_with_other_panels(tiny_world):
