@@ -89,7 +89,7 @@ class Run:
                 self.log.open(config.dump(cfg), progress.epoch, progress.step,
                               self.data.identities, saved and saved.get('log'))
             notes += self.watch.notes()
-        if self.world.size > 1 and self.world.device.type == 'cpu':
+        if self.world.has_plain_bn and cfg.model != 'dpt':
             notes.append('BatchNorm is not synchronised between CPU processes: each process uses '
                          'the statistics of its own batch; the running statistics of rank 0 are '
                          'evaluated and saved')

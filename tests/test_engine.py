@@ -22,9 +22,10 @@ from dssn.errors import Stopped, UserError
 from dssn.inference import evaluation
 from dssn.models.weights import network_weights, read_torch_file
 from dssn.networks import choose_lr
-from dssn.run import checkpoint
+from dssn.run import checkpoint, diagnostics
 from dssn.run.lock import Lock
 from dssn.run.logbook import Logbook
+from dssn.run.state import state_of
 
 STEPS = 4  # of an epoch of the tiny world: 9 unlabeled images in batches of 2
 
@@ -154,6 +155,17 @@ def test_a_vision_transformer_learns_and_goes_on_after_a_stop(tiny_world, keys):
     train(world.load(save_path=again, **keys))
     assert_same_run(whole, again)
     assert metrics(whole)[0]['student'] > 30  # one class everywhere: 11
+
+
+@pytest.mark.parametrize('dpt', [False, True])
+def test_only_batchnorm_has_statistics_of_each_cpu_process(tiny_world, monkeypatch, dpt):
+    keys = dict(model='dpt', backbone='dinov2_tiny', crop_size=28) if dpt else {}
+    run = start(tiny_world().load(**keys), World())
+    run.folder.leave()
+    run.progress.step = 1
+    monkeypatch.setattr(World, 'has_plain_bn', True)
+    monkeypatch.setattr(World, 'rows', lambda self, vector: vector[None])
+    assert ('statistics' in state_of(run)) == (not dpt)
 
 
 def test_a_run_stopped_in_its_first_epoch_starts_again(tiny_world):
@@ -638,6 +650,19 @@ def test_watching_changes_no_number_and_opens_masks_only_if_told(tiny_world, mon
         assert 'pseudo' not in tag or all(0 <= value <= 1 for _, value in values)
     assert [step for step, _ in scalars(folders['on'])['pseudo/feature/predicted/class 0']] == [
         2, 4, 6, 8]
+
+
+def test_partners_of_the_same_batch_are_compared_with_their_own_masks(tiny_world, monkeypatch):
+    world, seen = tiny_world(epochs=1, cutmix_partner='batch', panel_every=1), []
+    name_masks(world, range(9))
+    real = diagnostics.ground_truth_scalars
+    monkeypatch.setattr(diagnostics, 'ground_truth_scalars', lambda labels, unlabeled, own, partner,
+                        names: seen.append((own, partner)) or real(labels, unlabeled, own, partner,
+                                                                   names))
+    train(world.load(watch_truth=True))
+    assert len(seen) == STEPS
+    for own, partner in seen:
+        assert torch.equal(partner, own.flip(0)) and not torch.equal(partner, own)
 
 
 def test_a_run_goes_on_with_other_panels(tiny_world):
