@@ -79,7 +79,7 @@ def describe(cfg):
     """Print the resolved config and the number of parameters of its network."""
     from dssn.models import build_model
     parameters = sum(p.numel() for p in build_model(cfg).parameters())
-    print(config.dump(cfg).rstrip())
+    print('\n'.join([config.dump(cfg).rstrip(), *cfg.notes]))
     print(f'network: {cfg.model} on {cfg.backbone}, {parameters / 1e6:.1f}M parameters')
 
 

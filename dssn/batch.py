@@ -50,8 +50,9 @@ class UnlabeledWithMasks(NamedTuple):
 class Batch(NamedTuple):
     """The input of one step.
 
-    `partner` holds the images that CutMix pastes into `unlabeled`, one for each. In supervised
-    training `unlabeled` and `partner` are None.
+    `partner` holds the images that CutMix pastes into `unlabeled`, one for each. The loader leaves
+    it None with `cutmix_partner: batch`, see `with_partner`. In supervised training `unlabeled` and
+    `partner` are None.
     """
     labeled: Labeled
     unlabeled: Optional[Unlabeled]
@@ -98,3 +99,15 @@ def to(batch, device):
     def move(part):
         return part and type(part)(*[convert(*item) for item in part._asdict().items()])
     return Batch(*[move(part) for part in batch])
+
+
+def with_partner(batch, parts=1):
+    """The batch with its own unlabeled images in reversed order as partners: image B - 1 - i for i.
+
+    The middle image of an odd batch, and a single image, is its own partner. With `accumulate` the
+    order is reversed within each of the `parts` that the batch will be split into.
+    """
+    unlabeled = batch.unlabeled
+    places = torch.arange(len(unlabeled.index), device=unlabeled.index.device)
+    order = torch.cat([part.flip(0) for part in places.chunk(parts)])
+    return batch._replace(partner=type(unlabeled)(*[tensor[order] for tensor in unlabeled]))

@@ -7,18 +7,36 @@ import typing
 
 from dssn import methods, yaml_text
 from dssn.errors import UserError
+from dssn.models.vit import PATCH
 from dssn.yaml_text import LARGEST, parse, read_mapping, shown
 
 LONGEST_NAME = 100  # characters of a class name
 SWITCHES = {'yes': True, 'on': True, 'no': False, 'off': False}  # words for true and false
-DATASETS = ('pascal', 'cityscapes', 'coco', 'camvid', 'idd_lite', 'shapes')
+DATASETS = ('pascal', 'cityscapes', 'coco', 'ade20k', 'camvid', 'idd_lite', 'shapes')
 # Defaults by data set, for files that do not set these keys. They are the settings of the published
 # runs: existing DSSN and UniMatch files load unchanged and keep their meaning.
 DATASET_DEFAULTS = {
     'pascal': {'pretrained': True, 'cutmix_partner': 'same', 'selection': 'class_max'},
     'coco': {'pretrained': True, 'cutmix_partner': 'same', 'selection': 'class_max'},
+    'ade20k': {'pretrained': True, 'cutmix_partner': 'same', 'selection': 'class_max'},
     'cityscapes': {'pretrained': True, 'cutmix_partner': 'same', 'selection': 'fixed',
                    'warm_up_epochs': 5, 'protocol': 'sliding_window'},
+}
+# The same by network, before those of the data set: the settings of UniMatch V2's published runs.
+# docs/training.md explains those of DSSN.
+NETWORK_DEFAULTS = {
+    'dpt': {'optimizer': 'adamw', 'lr': 5e-6, 'lr_multi': 40.0, 'crop_size': 518,
+            'cutmix_partner': 'batch', 'label_ema': 0.996, 'ema_ramp': True,
+            'warm_up_epochs': 0},
+}
+OPTIMIZER_DEFAULTS = {'adamw': {'weight_decay': 0.01}}
+# {key: (another key, the value of that which it has an effect with)}
+ONLY_WITH = {
+    **{name: ('model', 'deeplabv3plus') for name in (
+        'stem', 'replace_stride_with_dilation', 'dilations', 'decoder_channels', 'base_channels',
+        'teacher_bn', 'lean')},
+    'lock_backbone': ('model', 'dpt'), 'momentum': ('optimizer', 'sgd'),
+    'betas': ('optimizer', 'adamw'), 'eps': ('optimizer', 'adamw'),
 }
 
 
@@ -73,9 +91,11 @@ def resolve(content, place, overrides, assignments):
     # A file may serve several methods: keys of other methods are checked, but not used.
     known = {f.name: f for other in methods.all_methods().values()
              for f in dataclasses.fields(other.Config)}
-    dataset = values.get('dataset', ('', place))[0]
-    defaults = DATASET_DEFAULTS.get(dataset, {}) if isinstance(dataset, str) else {}
-    resolved = {name: value for name, value in defaults.items() if name in own}
+    resolved = {}
+    for key, table in (('dataset', DATASET_DEFAULTS), ('model', NETWORK_DEFAULTS)):
+        chosen = values.get(key, ('', place))[0]
+        defaults = table.get(chosen, {}) if isinstance(chosen, str) else {}
+        resolved.update({name: value for name, value in defaults.items() if name in own})
     for name, (value, where) in values.items():
         if name not in known:
             raise UserError(unknown_key(where, name, known))
@@ -85,9 +105,27 @@ def resolve(content, place, overrides, assignments):
         elif where != place:
             raise UserError(f"{where}: key '{name}' has no effect with method {method.name}; "
                             'leave it out or choose another method')
+    for name, value in OPTIMIZER_DEFAULTS.get(resolved.get('optimizer'), {}).items():
+        resolved.setdefault(name, value)
     resolved['method'] = method.name
     places = {name: where for name, (_, where) in values.items() if where != place}
-    return complete(method.Config, resolved, place, places)
+    notes = unlock_backbone(resolved, values, place)
+    cfg = complete(method.Config, resolved, place, places)
+    object.__setattr__(cfg, 'notes', notes)
+    return cfg
+
+
+def unlock_backbone(resolved, values, place):
+    """Train the backbone where UniMatch V2's file for ADE20K freezes it, but its results do not.
+
+    Such a file does not name the optimizer. Returns lines for the log.
+    """
+    key = values.get('lock_backbone', (False, place))
+    if key != (True, place) or 'optimizer' in values or resolved.get('dataset') != 'ade20k':
+        return ()
+    resolved['lock_backbone'] = False
+    return (f'lock_backbone: {place} has true, but the published results on ADE20K were trained '
+            'with false, so it is false here; to freeze the backbone: --set lock_backbone=true',)
 
 
 def complete(config_class, values, path, places):
@@ -121,6 +159,8 @@ def complete(config_class, values, path, places):
                         'compared with ground truth when panels are written; set panel_every to at '
                         'least 1, or leave watch_truth out')
     check_batch(config_class, values, where)
+    check_network(config_class, values, where)
+    check_unused(config_class, values, where, places)
     if not values.get('val_id_path'):
         values['val_id_path'] = f"splits/{values['dataset']}/val.txt"
     cfg = config_class(**values)
@@ -146,6 +186,51 @@ def check_batch(config_class, values, where):
         raise UserError(f"{where('scale_lr', 'reference_batch')}: scale_lr needs reference_batch, "
                         'the global batch that lr is meant for; set it, for example '
                         'reference_batch=8')
+
+
+def check_unused(config_class, values, where, places):
+    """Raise a UserError for a key that has no effect with another one's value, see `ONLY_WITH`.
+
+    A key of the file is left out if the command line chooses that value.
+    """
+    fields = config_class.__dataclass_fields__
+    for name, (other, needed) in ONLY_WITH.items():
+        chosen = values.get(other, fields[other].default)
+        if name not in values or chosen == needed:
+            continue
+        # `model` also decides the default of `optimizer`.
+        if name not in places and {other, 'model'} & set(places):
+            del values[name]
+        elif values[name] != default_of(fields[name]):
+            raise UserError(f'{where(name, other)}: {name} = {_yaml_word(values[name])} has no '
+                            f'effect with {other} = {chosen}; leave it out')
+
+
+def default_of(field):
+    return field.default_factory() if field.default is dataclasses.MISSING else field.default
+
+
+def check_network(config_class, values, where):
+    """Raise a UserError if model, backbone and crop_size disagree."""
+    fields = config_class.__dataclass_fields__
+    model, backbone = [values.get(name, fields[name].default) for name in ('model', 'backbone')]
+    known = [name for name in fields['backbone'].metadata['choices']
+             if name.startswith('dinov2_') == (model == 'dpt')]
+    if backbone not in known:
+        raise UserError(f"{where('backbone', 'model')}: backbone = {backbone} is not possible with "
+                        f"model = {model}, whose backbones are {', '.join(known)}; set one of "
+                        f"them, or model={'dpt' if model != 'dpt' else 'deeplabv3plus'}")
+    if values.get('lock_backbone') and values.get('checkpoint_backbone'):
+        raise UserError(f"{where('checkpoint_backbone', 'lock_backbone')}: checkpoint_backbone = "
+                        'true has no effect with lock_backbone = true, since there is no backward '
+                        'pass through the backbone; leave it out')
+    crop = values.get('crop_size', fields['crop_size'].default)
+    if model == 'dpt' and crop % PATCH:
+        near = [side for side in (crop // PATCH * PATCH, (crop // PATCH + 1) * PATCH)
+                if side >= fields['crop_size'].metadata['low']]
+        raise UserError(f"{where('crop_size', 'model')}: crop_size = {crop} must be a multiple of "
+                        f'{PATCH} with model = dpt, whose patches have {PATCH} x {PATCH} pixels; '
+                        f"set {' or '.join(map(str, near))}")
 
 
 def parse_assignment(text):
@@ -344,9 +429,7 @@ def help_text(method):
     """One line per key of a method: name, type, default, help."""
     lines = []
     for field in dataclasses.fields(method.Config):
-        default = field.default
-        if default is dataclasses.MISSING:
-            default = field.default_factory()
+        default = default_of(field)
         kind = getattr(field.type, '__name__', None) or str(field.type).replace('typing.', '')
         if 'word' in field.metadata:
             kind += f" or {field.metadata['word']}"

@@ -81,7 +81,7 @@ class Run:
         """Open the log, and write how the run starts or resumes."""
         cfg, progress = self.cfg, self.progress
         self.resumed = saved is not None
-        notes = self.folder.notes + self.data.notes + self.networks.notes
+        notes = [*cfg.notes, *self.folder.notes, *self.data.notes, *self.networks.notes]
         if not self.finished:
             with writing(cfg.save_path):
                 if self.resumed and self.world.is_main:
@@ -89,7 +89,7 @@ class Run:
                 self.log.open(config.dump(cfg), progress.epoch, progress.step,
                               self.data.identities, saved and saved.get('log'))
             notes += self.watch.notes()
-        if self.world.size > 1 and self.world.device.type == 'cpu':
+        if self.world.has_plain_bn and cfg.model != 'dpt':
             notes.append('BatchNorm is not synchronised between CPU processes: each process uses '
                          'the statistics of its own batch; the running statistics of rank 0 are '
                          'evaluated and saved')
@@ -310,10 +310,12 @@ def memory_advice(cfg, error):
     if cfg.labeled_batch_size:
         size = f'labeled_batch_size {cfg.labeled_batch_size}' + (
             f', {size}' if cfg.unlabeled_images else '')
-    options = [(not cfg.checkpoint_backbone, 'checkpoint_backbone=true'),
-               (getattr(cfg, 'feature_views', 0) and not cfg.lean, 'lean=true'),
-               (cfg.accumulate < cfg.most_parts, f'accumulate={cfg.most_parts} (BatchNorm then '
-                'normalises each part by its own pixels)'),
+    options = [(not cfg.checkpoint_backbone and not cfg.lock_backbone, 'checkpoint_backbone=true'),
+               (cfg.model != 'dpt' and getattr(cfg, 'feature_views', 0) and not cfg.lean,
+                'lean=true'),
+               (cfg.accumulate < cfg.most_parts, f'accumulate={cfg.most_parts}'
+                + ' (BatchNorm then normalises each part by its own pixels)' * (
+                    cfg.model != 'dpt')),
                (cfg.amp == 'off', 'amp=bf16'), (True, 'a smaller crop_size')]
     left = ', '.join(text for use, text in options if use)
     return (f'{error.split(". ")[0]}: {size} at crop_size {cfg.crop_size} '

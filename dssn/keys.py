@@ -84,14 +84,18 @@ class Config:
                                    'each is logged and replaced by the next file of the list; one '
                                    'more stops the run; 0: the first stops it; of the labeled '
                                    'files none may be bad', low=0, effect='none')
-    crop_size: int = key(321, 'side of the square training crop, pixels', low=17)
+    crop_size: int = key(321, 'side of the square training crop, pixels; model: dpt: a multiple of '
+                              '14', low=17)
     scale_range: List[float] = key([0.5, 2.0], 'smallest and largest factor of the random resize '
                                                'before the crop, of labeled and unlabeled images',
                                    length=2, ordered=True, above=0, high=10)
     # network
-    model: str = key('deeplabv3plus', 'segmentation network', choices=('deeplabv3plus',))
-    backbone: str = key('resnet101', 'backbone of the network',
-                        choices=('resnet18', 'resnet50', 'resnet101', 'xception'))
+    model: str = key('deeplabv3plus', 'segmentation network', choices=('deeplabv3plus', 'dpt'))
+    backbone: str = key('resnet101', 'backbone of the network; model: dpt: one of the dinov2_*',
+                        choices=('resnet18', 'resnet50', 'resnet101', 'xception', 'dinov2_tiny',
+                                 'dinov2_small', 'dinov2_base', 'dinov2_large'))
+    lock_backbone: bool = key(False, 'model: dpt: leave the backbone as it is; train the head '
+                                     'alone')
     stem: str = key('deep', "deep: three 3x3 convolutions; plain: torchvision's 7x7",
                     choices=('deep', 'plain'))
     replace_stride_with_dilation: List[bool] = key(
@@ -117,8 +121,15 @@ class Config:
     lr_multi: float = key(10.0, 'factor on lr for parameters outside the backbone', above=0)
     lr_power: float = key(0.9, 'power of the polynomial decay of the learning rate: lr * (1 - '
                                'step / steps) ** lr_power; 0: constant, 1: linear', low=0, high=10)
+    optimizer: str = key('sgd', 'optimizer: SGD, or AdamW (the default with model: dpt)',
+                         choices=('sgd', 'adamw'))
     momentum: float = key(0.9, 'momentum of SGD', low=0, below=1)
-    weight_decay: float = key(1e-4, 'weight decay of SGD, on all parameters', low=0, high=1)
+    betas: List[float] = key([0.9, 0.999], 'AdamW: fractions of the averages of gradients and of '
+                                           'their squares that are kept at each step', length=2,
+                             low=0, below=1)
+    eps: float = key(1e-8, "AdamW: added to the root of the squares' average", above=0, high=1)
+    weight_decay: float = key(1e-4, 'weight decay, on all parameters; optimizer: adamw: 0.01 '
+                                    'unless set', low=0, high=1)
     criterion: Dict[str, Any] = dataclasses.field(
         default_factory=criterion_default,
         metadata={'help': 'labeled loss: {name: CELoss} or '
@@ -172,6 +183,8 @@ class Config:
 
     # Whether the method takes unlabeled images.
     takes_unlabeled = True
+    # Lines for the log on how the config was read.
+    notes = ()
 
     @property
     def labeled_images(self):
@@ -218,8 +231,9 @@ class Config:
 @dataclass(frozen=True)
 class ViewsConfig(Config):
     """The keys of all that trains on strong views."""
-    # No keys but constants: only DSSN uses the strong pool, and has keys of these names.
-    num_aug, flag_use_random_num_sampling = 0, True
+    # No keys but constants. Only DSSN uses the strong pool; `PartnerConfig` has the choice of
+    # partners. Both have keys of these names.
+    num_aug, flag_use_random_num_sampling, cutmix_partner = 0, True, 'batch'
     jitter_probability: float = key(0.8, 'strong views: probability of colour jitter', low=0,
                                     high=1)
     jitter_strength: float = key(0.5, 'colour jitter: brightness, contrast and saturation are '
@@ -237,9 +251,6 @@ class ViewsConfig(Config):
     cutmix_area: List[float] = key([0.02, 0.4], 'smallest and largest area of a CutMix box, as a '
                                                 'fraction of the crop', length=2, ordered=True,
                                    above=0, high=0.8)
-    cutmix_partner: str = key('other', 'image from which CutMix pastes: the same image, augmented '
-                                       'a second time, or another image',
-                              choices=('same', 'other'))
     labeled_weight: float = key(0.5, 'weight of the labeled loss; 0.5 as published, 1 as in '
                                      'supervised training', above=0)
 
@@ -253,13 +264,34 @@ class ViewsConfig(Config):
 
 
 @dataclass(frozen=True)
-class StrongViewsConfig(ViewsConfig):
-    """The keys of methods that train on strong views of unlabeled images."""
+class PartnerConfig(ViewsConfig):
+    """The key of all that can choose the image from which CutMix pastes."""
+    cutmix_partner: str = key('other', 'image from which CutMix pastes: the same image, augmented '
+                                       'a second time; another image; or batch: that of the '
+                                       'reversed order in the same batch (the default with model: '
+                                       'dpt)', choices=('same', 'other', 'batch'))
+
+
+@dataclass(frozen=True)
+class TeacherConfig(Config):
+    """The key of all that has a teacher."""
+    beta: float = key(0.996, "EMA's alpha: fraction of the teacher's weights that is kept at each "
+                             'step', low=0, below=1)
+
+
+@dataclass(frozen=True)
+class PseudoLabelsConfig(ViewsConfig):
+    """The keys of methods that train on strong views with pseudo-labels."""
     watch_truth: bool = key(False, 'with each panel, compare pseudo-labels with the masks that the '
                                    'unlabeled list names, if any; masks are never trained on',
                             effect='none')
     conf_thresh: float = key(0.95, 'lowest confidence of a selected pseudo-label (DSSN: only with '
                                    'selection: fixed)', low=0, high=1)
+
+
+@dataclass(frozen=True)
+class StrongViewsConfig(PartnerConfig, PseudoLabelsConfig):
+    """The keys of methods that train on strong views of unlabeled images."""
 
 
 @dataclass(frozen=True)

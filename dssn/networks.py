@@ -6,7 +6,7 @@ from dssn.distributed import unwrap
 from dssn.models import build_model
 from dssn.models.pretrained import load_backbone_weights, pretrained_file
 from dssn.models.weights import choose_weights, load_weights, read_torch_file
-from dssn.optim import build_optimizer
+from dssn.optim import optimizer_of
 
 
 class Networks:
@@ -34,15 +34,14 @@ class Networks:
         if initial:
             self.notes += load_initial_weights(student, cfg)
         teacher = ema.make_teacher(student) \
-            if methods.find(cfg.method, 'config').uses_teacher else None
+            if methods.build(cfg).uses_teacher else None
         self.student = world.prepare_student(student, static=cfg.accumulate == 1)
         self.teacher = teacher and world.prepare_teacher(teacher)
         if cfg.compile:
             self.compile()
         self.lr, notes = choose_lr(cfg, world.size)
         self.notes += notes
-        self.optimizer = build_optimizer(unwrap(self.student), self.lr, cfg.lr_multi,
-                                         cfg.momentum, cfg.weight_decay)
+        self.optimizer = optimizer_of(cfg, unwrap(self.student), self.lr)
 
     def compile(self):
         """Have the networks compiled when they are first called; the student without DDP."""

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 from dssn import ema, precision
-from dssn.batch import Batch, to
+from dssn.batch import Batch, to, with_partner
 from dssn.distributed import unwrap
 from dssn.methods import Terms
 from dssn.optim import gradient_norm, guarded_step, set_lr
@@ -58,7 +58,10 @@ class Update:
         return batch, terms, self.method.total(terms.losses), lr
 
     def move(self, batch):
-        return to(batch, self.world.device)
+        batch = to(batch, self.world.device)
+        if batch.unlabeled is not None and self.cfg.cutmix_partner == 'batch':
+            batch = with_partner(batch, self.cfg.accumulate)
+        return batch
 
     def gradients(self, batch, step):
         """Add up the gradients of the batch's parts; returns the mean of their `Terms`.

@@ -182,6 +182,10 @@ config_case('A range whose ends are swapped', scale_range=[2.0, 0.5])
 config_case('CutMix boxes smaller than a pixel', cutmix_area=[0.0001, 0.4])
 config_case('The weight of a contrast that is off', contrast=False, contrast_weight=0.1)
 config_case('An unknown method', method='DSN')
+config_case('A backbone of another network', model='dpt')
+config_case('A key of another network', model='dpt', backbone='dinov2_tiny', crop_size=42)
+config_case('A crop that is not made of patches', model='dpt', backbone='dinov2_tiny',
+            without=['base_channels', 'decoder_channels'])
 
 
 @case('Config', 'A file of class names that is empty')

@@ -17,7 +17,7 @@ from dssn.distributed import World
 from dssn.engine import start
 from dssn.errors import UserError
 from dssn.methods.dssn import DSSNConfig
-from dssn.models.deeplabv3plus import perturbed
+from dssn.models.segmentation import perturbed
 from dssn.networks import Networks
 from dssn.tools.experiments import oracles  # noqa: F401, registers its methods
 from dssn.tools.experiments.grid import assignment_text
@@ -35,6 +35,7 @@ STRONG = {'jitter_probability': COMMON['jitter'],
 FEATURE = {'feature_dropout': 0.5}
 KEYS = {'supervised': {**SGD, **BASE}, 'fixmatch': {**SGD, **BASE, **STRONG},
         'unimatch': {**SGD, **BASE, **STRONG, **FEATURE},
+        'unimatch_v2': {**SGD, **BASE, **STRONG},
         'DSSN': {**SGD, **BASE, **STRONG, **FEATURE, 'contrast_weight': 0.01}}
 KEYS['supervised_strong_views'] = KEYS['oracle_labels'] = KEYS['DSSN']
 
@@ -182,7 +183,7 @@ def train_set(world, **keys):
                              read_list(world.unlabeled, masks=False))
 
 
-@pytest.mark.parametrize('method', ['DSSN', 'fixmatch', 'unimatch'])
+@pytest.mark.parametrize('method', ['DSSN', 'fixmatch', 'unimatch', 'unimatch_v2'])
 def test_without_strong_operations_and_boxes_strong_views_are_weak_ones(tiny_world, method):
     data = train_set(tiny_world(), method=method, jitter_probability=0, grayscale_probability=0,
                      blur_probability=0, cutmix_probability=0)

@@ -13,6 +13,7 @@ from commands import bench as main
 from PIL import Image
 from test_distributed import launch
 
+from dssn import config
 from dssn.batch import STD, normalise
 from dssn.data import views
 from dssn.data.lists import read_list
@@ -238,7 +239,7 @@ def test_reports_name_the_images_of_each_kind(tiny_world, capsys, method, labele
     assert f', batch {batch}, processes: 1;' in out
     assert f'images a second: {rates}\n' in out
     memory.print_last_line(cfg, [{'machine': 'm', 'keys': [], 'seconds': None,
-                                  'step_memory_mib': 1.0}])
+                                  'step_memory_mib': 1.0, 'step_tflop': 2.0}])
     assert f', batch {batch}\n' in capsys.readouterr().out
 
 
@@ -314,11 +315,29 @@ def test_computed_memory_includes_weights_and_activations(tiny_world):
     world = tiny_world(batch_size=2)
     cfg = world.load()
     weights = sum(p.numel() for p in build_model(cfg).parameters()) * 4 / 2 ** 20
-    plain = computed_memory.computed_peak(cfg)
+    plain, tflop = computed_memory.computed_step(cfg)
     assert plain > 4 * weights  # student, gradients, momenta, teacher
-    assert computed_memory.computed_peak(world.load(crop_size=2 * cfg.crop_size)) > 2 * plain
+    larger = computed_memory.computed_step(world.load(crop_size=2 * cfg.crop_size))
+    assert larger[0] > 2 * plain and larger[1] > 3 * tflop
     for key, value in (('accumulate', 2), ('checkpoint_backbone', True), ('lean', True)):
-        assert computed_memory.computed_peak(world.load(**{key: value})) < plain
+        assert computed_memory.computed_step(world.load(**{key: value}))[0] < plain
+
+
+@computes
+@pytest.mark.parametrize('side, encoder, head', [(518, 46.7, 10.2), (798, 167.2, 24.2)])
+def test_operations_of_a_vision_transformer(side, encoder, head):
+    """GMAC an image, counted by hand; attention keeps no weights of all pairs of tokens."""
+    cfg = config.load(os.path.join(ROOT, 'configs/pascal_dinov2.yaml'), None, [
+        'backbone=dinov2_small', 'method=unimatch_v2', 'batch_size=1', f'crop_size={side}'])
+    peak, tflop = computed_memory.computed_step(cfg)
+    # The teacher passes one image; the student three, forward and twice that backward. There fused
+    # attention computes its products of all pairs once more, one of the two of the forward pass.
+    tokens = 1 + (side / 14) ** 2
+    pairs = 12 * 384 * tokens ** 2 / 1e9
+    expected = (1 + 3 * 3) * (encoder + head) + 3 * pairs
+    assert tflop == pytest.approx(2 * expected / 1e3, rel=0.005)
+    # The weights of all pairs of tokens (float32, 12 blocks, 6 heads) would need more than this.
+    assert side == 518 or peak * 2 ** 20 < 3 * 12 * 6 * 4 * tokens ** 2
 
 
 @computes
@@ -327,7 +346,7 @@ def test_bench_memory_computed(tiny_world, tmp_path, capsys):
     assert main(['memory', '--config', tiny_world(batch_size=1).config_path, '--computed', '--json',
                  path]) == 0
     out = capsys.readouterr().out
-    assert '| plain | ' in out and 'seconds' not in out
+    assert '| plain | ' in out and 'seconds' not in out and 'TFLOP a step' in out
     with open(path) as file:
         lines = json.load(file)['lines']
     assert [line['keys'] for line in lines][:2] == [[], ['checkpoint_backbone=true']]
@@ -354,7 +373,8 @@ def both_ways(tiny_world, tmp_path):
     return make
 
 
-@pytest.mark.parametrize('partner, labeled', [('same', 0), ('other', 0), ('same', 3), ('other', 1)])
+@pytest.mark.parametrize('partner, labeled', [('same', 0), ('other', 0), ('same', 3), ('other', 1),
+                                              ('batch', 0)])
 def test_the_plain_loader_gives_the_same_batches(both_ways, monkeypatch, partner, labeled):
     # Without the strong operations, which would amplify a difference of one grey level.
     for module in (views, loader):
@@ -362,7 +382,10 @@ def test_the_plain_loader_gives_the_same_batches(both_ways, monkeypatch, partner
     ours, plain = both_ways(cutmix_partner=partner, crop_size=49, labeled_batch_size=labeled)
     assert len(ours) == len(plain) == 3
     for mine, other in zip(ours, plain):
+        assert (mine.partner is None) == (other.partner is None) == (partner == 'batch')
         for a, b in zip(mine, other):
+            if a is None:
+                continue
             assert a._fields == b._fields
             for name in a._fields:
                 x, y = getattr(a, name), getattr(b, name)

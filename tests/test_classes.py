@@ -5,7 +5,7 @@ import pytest
 
 from dssn.data.classes import CLASSES, IGNORE_COLOUR, default_colours, default_names, voc_colour
 
-COUNTS = {'pascal': 21, 'cityscapes': 19, 'coco': 81, 'camvid': 11, 'shapes': 7,
+COUNTS = {'pascal': 21, 'cityscapes': 19, 'coco': 81, 'ade20k': 150, 'camvid': 11, 'shapes': 7,
           'idd_lite': 7}
 
 
@@ -24,7 +24,9 @@ def test_known_data_sets(dataset, count):
     ('pascal', 15, 'person'), ('pascal', 20, 'tvmonitor'), ('cityscapes', 0, 'road'),
     ('cityscapes', 10, 'sky'), ('cityscapes', 13, 'car'), ('cityscapes', 18, 'bicycle'),
     ('coco', 0, 'background'), ('coco', 1, 'person'), ('coco', 12, 'stop sign'),
-    ('coco', 80, 'toothbrush'), ('shapes', 6, 'cross'), ('idd_lite', 0, 'drivable'),
+    ('coco', 80, 'toothbrush'), ('ade20k', 0, 'wall'), ('ade20k', 12, 'person'),
+    ('ade20k', 75, 'swivel chair'), ('ade20k', 127, 'bicycle'), ('ade20k', 136, 'traffic light'),
+    ('ade20k', 149, 'flag'), ('shapes', 6, 'cross'), ('idd_lite', 0, 'drivable'),
     ('idd_lite', 2, 'living things'), ('idd_lite', 3, 'vehicles'), ('idd_lite', 6, 'sky')])
 def test_names_are_in_index_order(dataset, index, name):
     assert default_names(dataset, COUNTS[dataset])[index] == name

@@ -105,6 +105,35 @@ dilations: [6, 12, 18]
 """
 EXISTING = {'dssn pascal': DSSN_PASCAL, 'dssn cityscapes': DSSN_CITYSCAPES,
             'unimatch pascal': UNIMATCH_PASCAL, 'unimatch coco': UNIMATCH_COCO}
+# Files as UniMatch V2's program has them: {dataset: (nclass, crop_size, epochs, batch_size, loss)}.
+V2 = {'pascal': (21, 518, 60, 4, 'CELoss'), 'cityscapes': (19, 798, 180, 2, 'OHEM'),
+      'ade20k': (150, 518, 60, 2, 'CELoss'), 'coco': (81, 518, 20, 4, 'CELoss')}
+
+
+def unimatch_v2_file(dataset, backbone='dinov2_small'):
+    nclass, crop_size, epochs, batch_size, loss = V2[dataset]
+    more = '    thresh: 0.7\n    min_kept: 200000\n' if loss == 'OHEM' else ''
+    return f"""
+dataset: {dataset}
+nclass: {nclass}
+crop_size: {crop_size}
+data_root: Your/Path
+epochs: {epochs}
+batch_size: {batch_size}
+lr: 0.000005
+lr_multi: 40.0
+criterion:
+  name: {loss}
+  kwargs:
+    ignore_index: 255
+{more}conf_thresh: 0.95
+model: dpt
+backbone: {backbone}
+lock_backbone: {dataset == 'ade20k'}
+"""
+
+
+EXISTING.update({f'v2 {dataset}': unimatch_v2_file(dataset) for dataset in V2})
 
 
 @pytest.fixture
@@ -185,6 +214,74 @@ def test_existing_coco_file_means_the_settings_of_the_table(write):
     assert (cfg.lr, cfg.lr_multi, cfg.backbone) == (0.004, 10.0, 'xception')
     assert (cfg.selection, cfg.protocol, cfg.warm_up_epochs) == ('class_max', 'original', 0)
     assert (cfg.cutmix_partner, cfg.num_aug, cfg.pretrained) == ('same', 0, True)
+
+
+@pytest.mark.parametrize('method', ['unimatch_v2', 'fixmatch', 'supervised'])
+@pytest.mark.parametrize('dataset', V2)
+def test_existing_unimatch_v2_files_mean_the_published_settings(write, dataset, method):
+    path = write(unimatch_v2_file(dataset))
+    cfg = config.load(path, {'method': method})
+    nclass, crop_size, epochs, batch_size, loss = V2[dataset]
+    assert (cfg.nclass, cfg.crop_size, cfg.epochs, cfg.batch_size, cfg.criterion['name']) == V2[
+        dataset]
+    assert (cfg.model, cfg.backbone, cfg.pretrained) == ('dpt', 'dinov2_small', True)
+    assert (cfg.optimizer, cfg.lr, cfg.lr_multi, cfg.betas, cfg.eps, cfg.weight_decay) == (
+        'adamw', 5e-6, 40.0, [0.9, 0.999], 1e-8, 0.01)
+    assert cfg.protocol == ('sliding_window' if dataset == 'cityscapes' else 'original')
+    if method != 'supervised':
+        assert (cfg.conf_thresh, cfg.cutmix_partner, cfg.num_aug) == (0.95, 'batch', 0)
+        assert (cfg.label_ema if method == 'fixmatch' else cfg.beta) == 0.996
+    # The file for ADE20K freezes the encoder, but the runs of the published results did not.
+    assert cfg.lock_backbone is False
+    assert [path in note and 'lock_backbone=true' in note for note in cfg.notes] == \
+        [True] * (dataset == 'ade20k')
+
+
+def test_the_encoder_stays_frozen_on_ade20k_where_the_user_asks_for_it(write):
+    path = write(unimatch_v2_file('ade20k'))
+    asked = config.load(path, {'method': 'unimatch_v2'}, ['lock_backbone=true'])
+    own = config.load(write(unimatch_v2_file('ade20k') + 'optimizer: adamw\n'))
+    assert asked.lock_backbone and own.lock_backbone and not asked.notes and not own.notes
+    # The config that a run saves loads to the same.
+    cfg = config.load(path)
+    assert config.from_dict(config.to_dict(cfg), 'x.pth') == cfg
+    assert config.from_dict(config.to_dict(asked), 'x.pth') == asked
+    # Other data sets' files mean what they say.
+    text = unimatch_v2_file('pascal').replace('lock_backbone: False', 'lock_backbone: True')
+    assert config.load(write(text)).lock_backbone
+
+
+def test_dssn_on_an_existing_unimatch_v2_file(write):
+    cfg = config.load(write(unimatch_v2_file('cityscapes')))
+    assert (cfg.method, cfg.optimizer, cfg.weight_decay) == ('DSSN', 'adamw', 0.01)
+    assert (cfg.selection, cfg.conf_thresh, cfg.cutmix_partner) == ('fixed', 0.95, 'batch')
+    assert (cfg.ema_ramp, cfg.warm_up_epochs, cfg.feature_pair) == (True, 0, 'independent')
+
+
+@pytest.mark.parametrize('assignments, words', [
+    (['optimizer=adamw', 'momentum=0.5'], 'momentum = 0.5 has no effect with optimizer = adamw'),
+    (['betas=[0.5, 0.9]'], r'betas = \[0.5, 0.9\] has no effect with optimizer = sgd'),
+    (['eps=1e-6'], 'eps = 1e-06 has no effect with optimizer = sgd'),
+    (['optimizer=adam'], 'optimizer = adam is not allowed.*allowed: sgd, adamw'),
+    (['optimizer=adamw', 'betas=[0.9]'], 'betas = .* must have 2 entries'),
+    (['optimizer=adamw', 'betas=[0.9, 1]'], 'betas = 1.* must be at least 0 and below 1'),
+    (['optimizer=adamw', 'eps=0'], 'eps = 0.* must be at most 1 and above 0'),
+    (['feature_pair=complementary', 'feature_views=1'], 'feature_pair = complementary has no eff'),
+    (['feature_pair=complementary', 'feature_dropout=0.3'], 'needs feature_dropout = 0.5, not 0.3'),
+    (['method=unimatch_v2', 'cutmix_partner=other'], "'cutmix_partner' has no effect with method"),
+    (['model=dpt', 'backbone=dinov2_tiny', 'lean=true'], 'lean = true has no effect with model'),
+    (['model=dpt', 'backbone=dinov2_tiny', 'teacher_bn=running'], 'teacher_bn = running has no')])
+def test_keys_that_do_nothing_with_others_are_refused(write, assignments, words):
+    with pytest.raises(UserError, match=words):
+        config.load(write(SMALLEST), None, assignments)
+
+
+def test_the_command_line_may_choose_another_network_or_optimizer_than_the_file(write):
+    """The file's keys of the former are left out, also of what a run saves."""
+    path = write(SMALLEST + 'stem: plain\nmomentum: 0.8\nlean: true\nbase_channels: 16\n')
+    cfg = config.load(path, None, ['model=dpt', 'backbone=dinov2_tiny', 'crop_size=42'])
+    assert (cfg.stem, cfg.momentum, cfg.lean, cfg.base_channels) == ('deep', 0.9, False, 64)
+    assert config.from_dict(config.to_dict(cfg), 'x.pth') == cfg
 
 
 @pytest.mark.parametrize('name, expected', [
@@ -573,6 +670,9 @@ def both_ways(write, name, text):
     """The value of a key that is written so in a file, and after --set: must be the same."""
     others = '' if name == 'nclass' else 'nclass: 3\n'
     others += '' if name == 'dataset' else 'dataset: mine\n'
+    if text.strip('"') == 'dpt' or 'dinov2' in text:
+        others += 'crop_size: 28\n'
+        others += 'backbone: dinov2_tiny\n' if name == 'model' else 'model: dpt\n'
     loaded = config.load(write(f'{others}{name}: {text}\n'))
     given = config.load(write(f'{others}{name}: [not, this]\n'), None, [f'{name}={text}'])
     assert loaded == given

@@ -68,10 +68,18 @@ def test_supervised_rows_open_no_unlabeled_image(tiny_world, opened):
 
 
 @pytest.mark.parametrize('partner, images', [(5, ['unlabeled5.jpg']),
-                                             (2, ['unlabeled5.jpg', 'unlabeled2.jpg'])])
+                                             (2, ['unlabeled5.jpg', 'unlabeled2.jpg']),
+                                             (None, ['unlabeled5.jpg'])])
 def test_each_image_is_decoded_once(tiny_world, opened, partner, images):
     train_set(tiny_world())[RowIndices(0, 0, 5, partner, 0)]
     assert opened == ['images/labeled0.jpg', 'masks/labeled0.png'] + ['images/' + i for i in images]
+
+
+def test_a_row_without_a_partner_of_its_own_is_otherwise_the_same(tiny_world):
+    data = train_set(tiny_world())
+    row, other = [data[RowIndices(0, 0, 5, partner, 0)] for partner in (None, 2)]
+    assert row.partner is None
+    assert all(torch.equal(a, b) for a, b in zip(row.unlabeled, other.unlabeled))
 
 
 class Coloured:

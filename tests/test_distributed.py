@@ -658,11 +658,11 @@ from test_methods import CE, OHEM, config, network, random_batch
 from dssn import distributed, ema, methods
 from dssn.batch import Batch
 from dssn.distributed import unwrap
-from dssn.models import deeplabv3plus
+from dssn.models import segmentation
 from dssn.optim import build_optimizer
 from dssn.update import Update
 # No dropout.
-deeplabv3plus.perturbed = lambda features, views, dropout: [features, 0.5 * features][:views]
+segmentation.perturbed = lambda features, views, dropout: [features, 0.5 * features][:views]
 cases, paths = json.loads(sys.argv[1]), json.loads(sys.argv[2])
 
 

@@ -22,9 +22,10 @@ from dssn.errors import Stopped, UserError
 from dssn.inference import evaluation
 from dssn.models.weights import network_weights, read_torch_file
 from dssn.networks import choose_lr
-from dssn.run import checkpoint
+from dssn.run import checkpoint, diagnostics
 from dssn.run.lock import Lock
 from dssn.run.logbook import Logbook
+from dssn.run.state import state_of
 
 STEPS = 4  # of an epoch of the tiny world: 9 unlabeled images in batches of 2
 
@@ -129,7 +130,7 @@ def test_one_seed_gives_one_result_on_any_number_of_workers(tiny_world):
 
 # ---- resuming
 
-@pytest.mark.parametrize('method', ['DSSN', 'fixmatch', 'unimatch', 'supervised'])
+@pytest.mark.parametrize('method', ['DSSN', 'fixmatch', 'unimatch', 'unimatch_v2', 'supervised'])
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(tiny_world, method):
     # 9 labeled images: the supervised method has as many steps.
     world = tiny_world(n_labeled=9, method=method, log_every=2)
@@ -141,6 +142,30 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tiny_world, method):
     assert_same_run(whole, stopped)
     assert scalars(stopped)['eval/student/mIoU'] == scalars(whole)['eval/student/mIoU']
     assert [step for step, _ in scalars(stopped)['train/loss']] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize('keys', [{'method': 'unimatch_v2'}, {}], ids=['unimatch_v2', 'DSSN'])
+def test_a_vision_transformer_learns_and_goes_on_after_a_stop(tiny_world, keys):
+    world = tiny_world(n_labeled=4, n_unlabeled=40, epochs=1, batch_size=4)
+    keys = dict(model='dpt', backbone='dinov2_tiny', crop_size=28, lr=5e-4, lr_multi=4.0, **keys)
+    whole, again = world.save_path + 'whole', world.save_path + 'again'
+    run = train(world.load(save_path=whole, **keys))
+    assert isinstance(run.networks.optimizer, torch.optim.AdamW)
+    stopped(world.load(save_path=again, **keys), 4)
+    train(world.load(save_path=again, **keys))
+    assert_same_run(whole, again)
+    assert metrics(whole)[0]['student'] > 30  # one class everywhere: 11
+
+
+@pytest.mark.parametrize('dpt', [False, True])
+def test_only_batchnorm_has_statistics_of_each_cpu_process(tiny_world, monkeypatch, dpt):
+    keys = dict(model='dpt', backbone='dinov2_tiny', crop_size=28) if dpt else {}
+    run = start(tiny_world().load(**keys), World())
+    run.folder.leave()
+    run.progress.step = 1
+    monkeypatch.setattr(World, 'has_plain_bn', True)
+    monkeypatch.setattr(World, 'rows', lambda self, vector: vector[None])
+    assert ('statistics' in state_of(run)) == (not dpt)
 
 
 def test_a_run_stopped_in_its_first_epoch_starts_again(tiny_world):
@@ -625,6 +650,19 @@ def test_watching_changes_no_number_and_opens_masks_only_if_told(tiny_world, mon
         assert 'pseudo' not in tag or all(0 <= value <= 1 for _, value in values)
     assert [step for step, _ in scalars(folders['on'])['pseudo/feature/predicted/class 0']] == [
         2, 4, 6, 8]
+
+
+def test_partners_of_the_same_batch_are_compared_with_their_own_masks(tiny_world, monkeypatch):
+    world, seen = tiny_world(epochs=1, cutmix_partner='batch', panel_every=1), []
+    name_masks(world, range(9))
+    real = diagnostics.ground_truth_scalars
+    monkeypatch.setattr(diagnostics, 'ground_truth_scalars', lambda labels, unlabeled, own, partner,
+                        names: seen.append((own, partner)) or real(labels, unlabeled, own, partner,
+                                                                   names))
+    train(world.load(watch_truth=True))
+    assert len(seen) == STEPS
+    for own, partner in seen:
+        assert torch.equal(partner, own.flip(0)) and not torch.equal(partner, own)
 
 
 def test_a_run_goes_on_with_other_panels(tiny_world):

@@ -1,4 +1,5 @@
 """train.py and eval.py: flags, the dry run, and evaluation of our own and of public checkpoints."""
+import glob
 import json
 import os
 
@@ -38,6 +39,27 @@ def test_dry_run_needs_no_data_and_leaves_nothing(tmp_path, monkeypatch, capsys,
     expected = config.load(shipped(name), {'labeled_id_path': 'no/list.txt'})
     assert config.load(str(path)) == expected
     assert os.listdir(str(tmp_path)) == ['printed.yaml']
+
+
+@pytest.mark.one_stack
+@pytest.mark.parametrize('method', ['DSSN', 'unimatch_v2', 'fixmatch', 'supervised'])
+@pytest.mark.parametrize('path', sorted(glob.glob(os.path.join(ROOT, 'configs', '*.yaml'))),
+                         ids=os.path.basename)
+def test_dry_run_of_every_shipped_config(capsys, path, method):
+    with torch.device('meta'):  # without the seconds that large networks take to fill
+        train_script.main(['--config', path, '--dry-run', '--method', method])
+    out = capsys.readouterr().out
+    assert f'method: {method}' in out and 'M parameters' in out
+
+
+def test_dry_run_shows_what_is_changed_of_a_file(tmp_path, capsys):
+    path = tmp_path / 'ade20k.yaml'
+    path.write_text('dataset: ade20k\nnclass: 150\nmodel: dpt\nbackbone: dinov2_tiny\n'
+                    'lock_backbone: True\n')
+    train_script.main(['--config', str(path), '--dry-run'])
+    out = capsys.readouterr().out
+    assert 'lock_backbone: false' in out
+    assert f'lock_backbone: {path} has true' in out and '--set lock_backbone=true' in out
 
 
 def test_flags_reach_the_config(capsys):
@@ -136,6 +158,30 @@ def test_public_checkpoints_are_evaluated(networks, tmp_path, capsys, weights, l
     assert got['scores'][weights or 'student']['miou'] == pytest.approx(score.miou)
     assert expected(teacher, cfg).miou != expected(student, cfg).miou
     assert f'{score.miou:.2f}' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('weights', ['student', 'teacher'])
+def test_checkpoints_of_unimatch_v2_are_evaluated(tiny_world, tmp_path, weights):
+    """Made from a description of its program: the originals were not seen."""
+    world = tiny_world(model='dpt', backbone='dinov2_tiny', crop_size=28, base_channels=64,
+                       decoder_channels=256)
+    cfg, models = world.load(), {}
+    for role in ('model', 'model_ema'):
+        models[role] = build_model(cfg)
+        models[role].head.scratch['output_conv'][2].weight.data.mul_(30)
+    optimizer = torch.optim.AdamW(models['model'].head.projects.parameters())
+    models['model'](torch.zeros(1, 3, 14, 14)).sum().backward()
+    optimizer.step()
+    path = str(tmp_path / 'ade20k_unimatch_v2.pth')
+    torch.save({**{role: public_state(model) for role, model in models.items()},
+                'optimizer': optimizer.state_dict(), 'epoch': 59, 'previous_best': 80.1,
+                'previous_best_ema': 80.2, 'best_epoch': 3, 'best_epoch_ema': 5}, path)
+    got = run_eval(tmp_path, '--checkpoint', path, '--config', world.config_path, '--weights',
+                   weights)
+    scores = {role: expected(model, cfg).miou for role, model in models.items()}
+    assert got['scores'][weights]['miou'] == pytest.approx(
+        scores['model_ema' if weights == 'teacher' else 'model'])
+    assert scores['model'] != scores['model_ema']
 
 
 def test_a_public_checkpoint_with_one_network(networks, tmp_path):

@@ -192,6 +192,109 @@ def test_scales_and_flip_against_the_slow_ones(protocol, scales, flip):
         np.testing.assert_array_equal(found.numpy(), expected.argmax(0))
 
 
+# ---- networks of patches
+
+class PatchPainter(Painter):
+    """A network that predicts multiples of 4 pixels."""
+    patch = 4
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x):
+        assert x.shape[2] % 4 == x.shape[3] % 4 == 0
+        self.seen.append(tuple(x.shape[2:]))
+        return super().forward(x)
+
+
+def softmax(logits):
+    weight = np.exp(logits - logits.max(0))
+    return weight / weight.sum(0)
+
+
+def logits_of(model, image):
+    return model(torch.from_numpy(image.copy()).float()[None])[0].detach().double().numpy()
+
+
+@pytest.mark.parametrize('height, width, tall, wide', [
+    (12, 20, 12, 20), (13, 14, 12, 16), (10, 11, 12, 12), (1, 5, 4, 4), (2, 22, 4, 24)])
+def test_whole_images_are_resized_to_the_nearest_patches_and_back(height, width, tall, wide):
+    model, images = PatchPainter().eval(), torch.randn(2, 3, height, width)
+    with torch.no_grad():
+        found = evaluation.predict_whole(model, images)
+        predicted = evaluation.predictor('original', 8)(model, images)
+    assert model.seen == [(tall, wide)] * 2
+    for image, got, index in zip(images, found, predicted):
+        small = slow_resize(image.double().numpy(), tall, wide)
+        expected = slow_resize(logits_of(model, small), height, width)
+        np.testing.assert_allclose(got.numpy(), expected, atol=1e-5)
+        np.testing.assert_array_equal(index.numpy(), expected.argmax(0))
+
+
+def test_int_of_side_over_patch_plus_a_half():
+    """The sides of the release: 14 pixels a patch."""
+    assert [evaluation.in_patches(side, 14) for side in (500, 375, 333, 7, 6, 1, 518, 21, 20)] == [
+        504, 378, 336, 14, 14, 14, 518, 28, 14]
+
+
+def slow_patch_windows(model, image, window):
+    """Summed probabilities (C, H, W) of one image; the last window ends at the border."""
+    height, width = image.shape[1:]
+    tall, wide = [side if side >= window else max(int(side / 4 + 0.5), 1) * 4
+                  for side in (height, width)]
+    image = slow_resize(image.double().numpy(), tall, wide)
+    total = np.zeros((3, tall, wide))
+    starts = []
+    for side in (tall, wide):
+        starts.append([0])
+        while starts[-1][-1] + window < side:
+            starts[-1].append(min(starts[-1][-1] + int(2 / 3 * window), side - window))
+    for top in starts[0]:
+        for left in starts[1]:
+            part = np.s_[:, top:top + window, left:left + window]
+            total[part] += softmax(logits_of(model, image[part]))
+    return slow_resize(total, height, width)
+
+
+@pytest.mark.parametrize('height, width, windows', [
+    (20, 15, 12),  # stride 5: rows 0 5 10 12, columns 0 5 7
+    (8, 8, 1), (8, 9, 2), (13, 18, 6),
+    (7, 30, 6),    # 7 rows become 8
+    (3, 5, 1)])    # smaller than the window: one window of 4 x 4
+def test_windows_of_patches_end_at_the_border(height, width, windows):
+    model, images = PatchPainter().eval(), torch.randn(1, 3, height, width)
+    with torch.no_grad():
+        found = evaluation.predict_windows(model, images, 8)[0]
+    assert len(model.seen) == windows
+    np.testing.assert_allclose(found.numpy(), slow_patch_windows(model, images[0], 8), atol=1e-5)
+
+
+def test_windows_of_cityscapes():
+    assert evaluation.window_starts(1024, 798, 14) == [0, 226]
+    assert evaluation.window_starts(2048, 798, 14) == [0, 532, 1064, 1250]
+
+
+@pytest.mark.parametrize('protocol', ['original', 'sliding_window'])
+def test_scaled_copies_have_whole_patches(protocol):
+    model, images = PatchPainter().eval(), torch.randn(1, 3, 21, 30)
+    with torch.no_grad():
+        found = evaluation.predictor(protocol, 12, [0.7, 1.0, 1.5], True)(model, images)[0]
+    total, image = 0, images[0].double().numpy()
+    # 0.7: 14.7 and 21 pixels; 1.5: 31.5 and 45. A copy of the image's own size is the image.
+    for tall, wide in ((16, 20), (21, 30), (32, 44)):
+        for mirrored in (False, True):
+            copy = slow_resize(image, tall, wide)[:, :, ::-1 if mirrored else 1]
+            if protocol == 'original':
+                near = [int(side / 4 + 0.5) * 4 for side in (tall, wide)]
+                prob = softmax(slow_resize(logits_of(model, slow_resize(copy, *near)), tall, wide))
+            else:
+                prob = slow_patch_windows(model, torch.from_numpy(copy.copy()), 12)
+            prob = slow_resize(prob / prob.sum(0), 21, 30)
+            total = total + prob[:, :, ::-1 if mirrored else 1]
+    np.testing.assert_array_equal(found.numpy(), total.argmax(0))
+
+
 def test_no_augmentation_is_the_plain_prediction():
     model, images = Painter().eval(), torch.randn(1, 3, 10, 8)
     with torch.no_grad():

@@ -1,4 +1,5 @@
 """Short trainings on one GPU: the script rehearsed, what the probe decides, results, mistakes."""
+import argparse
 import json
 import os
 import shutil
@@ -14,7 +15,8 @@ from commands import experiments as main
 
 from dssn import methods
 from dssn.errors import UserError
-from dssn.models import BACKBONES
+from dssn.models import BACKBONES, ENCODERS
+from dssn.models.vit import VisionTransformer
 from dssn.tools.experiments import evidence, evidence_files, grid, probe
 from dssn.tools.experiments.pool import RunOutcome
 from dssn.tools.experiments.run_times import Cost
@@ -24,7 +26,7 @@ pytestmark = pytest.mark.skipif(os.name != 'posix', reason='shell scripts')
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LISTS = ['--config', 'configs/tiny.yaml', '--labeled', 'splits/tiny/all/labeled.txt', '--unlabeled',
          'splits/tiny/all/unlabeled.txt']
-ORDER = ['supervised', 'all_labeled', 'control', 'DSSN', 'fixmatch', 'unimatch',
+ORDER = ['supervised', 'all_labeled', 'control', 'DSSN', 'fixmatch', 'unimatch', 'unimatch_v2',
          'DSSN_from_supervised', 'supervised_again', 'DSSN_again', 'supervised_long',
          'control_long', 'DSSN_long']
 ORACLES = ['oracle_both', 'oracle_labels', 'oracle_selection']
@@ -62,8 +64,8 @@ def rows_of(table):
 @pytest.mark.slow
 def test_the_script_rehearsed_on_own_lists_and_weights(here):
     # Without the methods that another variant's row does not refer to.
-    names = [name for name in ORDER if name not in ('fixmatch', 'unimatch', 'control',
-                                                    'control_long')]
+    names = [name for name in ORDER if name not in ('fixmatch', 'unimatch', 'unimatch_v2',
+                                                    'control', 'control_long')]
     experiment = read_mapping(evidence.EXPERIMENT)
     os.remove(evidence.EXPERIMENT)
     with open(evidence.EXPERIMENT, 'w') as file:
@@ -118,7 +120,7 @@ def test_runs_that_lack_a_list_or_time_are_named(here, monkeypatch, capsys, tmp_
     for name, value in here.environment.items():
         monkeypatch.setenv(name, value)
     costs = {name: Cost(2, 0.1, 0.1) for name in ('supervised', 'fixmatch', 'unimatch',
-                                                  'supervised_strong_views')}
+                                                  'unimatch_v2', 'supervised_strong_views')}
     monkeypatch.setattr(probe, 'measure', lambda *_: (dict(costs, DSSN=Cost(1e4, 1, 1)), None, 2))
     assert main(['evidence', 'found', '--rehearse', '--steps', '4', *LISTS, '--val', here.val]) == 0
     with open('found/evidence.md') as file:
@@ -142,12 +144,12 @@ def test_oracles_are_trained_if_the_unlabeled_list_names_masks(here, monkeypatch
               here.val]
     masked = ['--unlabeled-with-masks', 'splits/tiny/all/labeled.txt']  # its lines name masks
     oracles = dict.fromkeys(['oracle_labels', 'oracle_selection'], Cost(2, 0.1, 0.1))
-    names = ['supervised', 'supervised_strong_views', 'DSSN', 'fixmatch', 'unimatch']
+    names = ['supervised', 'supervised_strong_views', 'DSSN', 'fixmatch', 'unimatch', 'unimatch_v2']
     others = dict.fromkeys(names, Cost(1e4, 1, 1))
     monkeypatch.setattr(probe, 'measure', lambda *_: (dict(oracles, **others), None, 2))
     assert main(['evidence', 'found', '--rehearse', '--steps', '4', *listed, *masked]) == 0
     runs = {run['variant']: run for run in read_json('found')['runs']}
-    assert list(runs) == [*ORDER[:1], *ORDER[2:6], *ORACLES, *ORDER[6:]]
+    assert list(runs) == [*ORDER[:1], *ORDER[2:7], *ORACLES, *ORDER[7:]]
     assert {name for name, run in runs.items() if run['state'] == 'done'} == set(ORACLES)
     assert [runs[name]['method'] for name in ORACLES] == [
         'oracle_labels', 'oracle_labels', 'oracle_selection']
@@ -155,6 +157,27 @@ def test_oracles_are_trained_if_the_unlabeled_list_names_masks(here, monkeypatch
     assert main(['evidence', 'found', '--rehearse', *listed, *masked, '--unlabeled',
                  'splits/tiny/all/unlabeled.txt']) == 1
     assert '--unlabeled-with-masks: all methods use this list' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('own', [True, False])
+@pytest.mark.parametrize('rehearse', [True, False])
+def test_weights_of_dinov2_decide_the_network(here, monkeypatch, own, rehearse):
+    encoder = dict(width=192, depth=2, taps=(0, 0, 1, 1))
+    monkeypatch.setitem(ENCODERS, 'dinov2_tiny', (encoder, *ENCODERS['dinov2_tiny'][1:]))
+    torch.save(VisionTransformer(**encoder).state_dict(), 'vit.pth')
+    options = [*LISTS, '--val', here.val, '--all-labeled', 'splits/tiny/all/labeled.txt']
+    parser = argparse.ArgumentParser()
+    evidence.add_arguments(parser)
+    args = parser.parse_args(['--weights', 'vit.pth', *own * options, *rehearse * ['--rehearse'],
+                              '--set', 'lr_multi=30'])
+    experiment, _ = evidence.choose_variants(args)
+    assignments = evidence.choose_assignments(args, experiment)
+    for run in evidence.plan_runs_of_length(experiment, 'exp', assignments, 4)[1]:
+        cfg = run.cfg
+        assert (cfg.model, cfg.backbone, cfg.pretrained) == ('dpt', 'dinov2_tiny', True)
+        assert (cfg.optimizer, cfg.lr, cfg.lr_multi) == ('adamw', 5e-6, 30)
+        assert cfg.crop_size == (42 if rehearse else 518 if own else 70)
+    assert os.path.exists('pretrained/dinov2_tiny.pth')
 
 
 # ---- what the probe decides
@@ -177,7 +200,8 @@ def test_as_many_steps_are_chosen_as_fit(monkeypatch, at_once, seconds):
     monkeypatch.chdir(ROOT)
     experiment = grid.read_experiment(evidence.EXPERIMENT)
     costs = {'supervised': Cost(4, 0.02, 2), 'DSSN': Cost(6, 0.11, 4), 'fixmatch': Cost(5, 0.06, 2),
-             'unimatch': Cost(5, 0.07, 2), 'supervised_strong_views': Cost(6, 0.1, 4),
+             'unimatch': Cost(5, 0.07, 2), 'unimatch_v2': Cost(6, 0.08, 4),
+             'supervised_strong_views': Cost(6, 0.1, 4),
              'oracle_labels': Cost(6, 0.11, 4), 'oracle_selection': Cost(7, 0.12, 4)}
     deadline = SimpleNamespace(left=lambda: seconds / probe.SPARE)
     limits = probe.Limits(24, 10, 900)

@@ -242,7 +242,7 @@ class Scripted(nn.Module):
         super().__init__()
         self.step, self.fed = step, []
 
-    def forward(self, images, perturb=0, dropout=0.5):
+    def forward(self, images, perturb=0, dropout=0.5, complementary=False):
         assert dropout == 0.5
         step = self.step
         if perturb:

@@ -23,7 +23,7 @@ from dssn import ema, optim, precision
 from dssn.batch import Batch, Labeled, Unlabeled, normalise, to
 from dssn.data.lists import read_list
 from dssn.data.loaders import TrainLoader
-from dssn.distributed import World
+from dssn.distributed import World, unwrap
 from dssn.engine import start
 from dssn.errors import UserError
 from dssn.inference.evaluation import evaluate
@@ -33,14 +33,16 @@ from dssn.methods import (
     dssn_ablations as ablations_module,
     fixmatch as fixmatch_module,
     unimatch as unimatch_module,
+    unimatch_v2 as v2_module,
 )
 from dssn.methods.dssn import DSSN
 from dssn.methods.fixmatch import FixMatch
 from dssn.methods.supervised import Supervised
 from dssn.methods.unimatch import UniMatch
-from dssn.models import build_model, deeplabv3plus
+from dssn.methods.unimatch_v2 import UniMatchV2
+from dssn.models import build_model, segmentation
 from dssn.models.weights import load_weights, read_torch_file
-from dssn.optim import build_optimizer
+from dssn.optim import build_adamw, build_optimizer
 from dssn.run.diagnostics import Watch
 from dssn.run.logbook import Logbook
 from dssn.update import Update
@@ -59,6 +61,9 @@ SIDE = 65  # of a crop: BN's statistics of the deepest map, 5 x 5, are then well
 # With two, the image pooling's BN makes +1 and -1 of any two values, and a gradient that is nothing
 # but rounding.
 IMAGES = 4
+TRANSFORMER = {'model': 'dpt', 'backbone': 'dinov2_tiny'}
+# The same in a tiny world, whose file has keys of the other network. The positions are resized.
+IN_WORLD = {**TRANSFORMER, 'crop_size': 28, 'base_channels': 64, 'decoder_channels': 256}
 EPOCH, STEP = 1, 9  # past the warm-up: the whole objective, the teacher on running statistics
 
 
@@ -86,7 +91,18 @@ def same_dropout(request, monkeypatch):
         return [features * (2 * ((image + channel + view) % 2)).to(features.dtype)
                 for view in range(views)]
     if 'real_dropout' not in request.fixturenames:
-        monkeypatch.setattr(deeplabv3plus, 'perturbed', perturbed)
+        monkeypatch.setattr(segmentation, 'perturbed', perturbed)
+        monkeypatch.setattr(v2_module, 'complementary_factors', complementary_factors)
+
+
+def complementary_factors(pairs, student, device):
+    """A fixed pattern of what one view of an image loses and the other has twice."""
+    found = []
+    for channels in unwrap(student).feature_channels:
+        first = torch.arange(pairs, device=device)[:, None] + torch.arange(channels, device=device)
+        first = 2.0 * (first % 2)
+        found.append(torch.cat([first, 2 - first]))
+    return found[0] if len(found) == 1 else found
 
 
 @pytest.fixture
@@ -103,9 +119,9 @@ class SameLabels:
 
     def __init__(self, monkeypatch):
         self.kept, self.place, self.replaying = [], 0, False
-        for module in (dssn_module, ablations_module, fixmatch_module, unimatch_module):
+        for module in (dssn_module, ablations_module, fixmatch_module, unimatch_module, v2_module):
             monkeypatch.setattr(module, 'classes', self.rule(module.classes))
-        for module in (fixmatch_module, unimatch_module):
+        for module in (fixmatch_module, unimatch_module, v2_module):
             monkeypatch.setattr(module, 'fixed', self.rule(module.fixed))
         real = dssn_module.build_selection
         monkeypatch.setattr(dssn_module, 'build_selection', lambda cfg: self.rule(real(cfg)))
@@ -132,9 +148,9 @@ class Step(NamedTuple):
     weights: Dict[str, Any]    # the student's state after the step
 
 
-def random_batches(dtype):
+def random_batches(dtype, side=SIDE):
     """Images of each kind that differ in how many pixels are labeled and valid."""
-    parts = [random_batch(1, SIDE, SIDE, seed=seed) for seed in range(IMAGES)]
+    parts = [random_batch(1, side, side, seed=seed) for seed in range(IMAGES)]
     for i, (x, u, v) in enumerate(parts):
         x.label[:, :8 * i], u.valid[:, :, :10 * i], v.valid[:, :6 * i] = 255, False, False
     joined = [type(rows[0])(*map(torch.cat, zip(*rows))) for rows in zip(*parts)]
@@ -156,13 +172,25 @@ def smooth(model):
     return model
 
 
+def transformer(seed):
+    """A vision transformer with peaked predictions."""
+    torch.manual_seed(seed)
+    model = build_model(config(**TRANSFORMER)).double()
+    with torch.no_grad():
+        model.head.scratch['output_conv'][2].weight.mul_(12)
+    return model
+
+
 def make_step(device, cfg, method=DSSN, dtype=torch.float32, prepare=None):
     """An optimizer step from the same weights, on the same batch, on any device.
 
     Args:
         prepare: what turns the student, on the device, into what the update trains.
     """
-    student, teacher = network(1, channels_last=cfg.channels_last), network(2)
+    if cfg.model == 'dpt':
+        student, teacher, side = transformer(1), transformer(2), 70
+    else:
+        student, teacher, side = network(1, channels_last=cfg.channels_last), network(2), SIDE
     student, teacher = [model.to(device=device, dtype=dtype) for model in
                         (student, ema.make_teacher(teacher))]
     if dtype == torch.float32:
@@ -175,7 +203,7 @@ def make_step(device, cfg, method=DSSN, dtype=torch.float32, prepare=None):
                     teacher if method.uses_teacher else None,
                     build_optimizer(student, 0.1, 2.0), 0.1, 100)
     with other_kernels(device):
-        _, terms, loss, _ = update(random_batches(dtype), EPOCH, STEP)
+        _, terms, loss, _ = update(random_batches(dtype, side), EPOCH, STEP)
     return Step(loss.item(), {name: value.item() for name, value in terms.losses.items()},
                 {name: p.grad.cpu() for name, p in student.named_parameters()
                  if p.grad is not None},
@@ -228,8 +256,11 @@ CASES = {
     'DSSN_OHEM': (DSSN, {'criterion': OHEM}),
     'fixmatch': (FixMatch, {'conf_thresh': 0.7}),
     'unimatch': (UniMatch, {'conf_thresh': 0.7}),
+    'unimatch_v2': (UniMatchV2, {'conf_thresh': 0.7}),
     'supervised': (Supervised, {}),
     'supervised_OHEM': (Supervised, {'criterion': OHEM}),
+    'DSSN_transformer': (DSSN, TRANSFORMER),
+    'unimatch_v2_transformer': (UniMatchV2, {'conf_thresh': 0.7, **TRANSFORMER}),
 }
 cases = pytest.mark.parametrize('method, keys', CASES.values(), ids=CASES.keys())
 
@@ -318,6 +349,7 @@ def test_normalise_on_the_device():
 WAITING = {'DSSN': {}, 'DSSN_lean': {'lean': True}, 'DSSN_class_topk': {'selection': 'class_topk'},
            'DSSN_OHEM': {'criterion': OHEM}, 'fixmatch': {'method': 'fixmatch'},
            'unimatch': {'method': 'unimatch'}, 'supervised': {'method': 'supervised'},
+           'DSSN_transformer': IN_WORLD, 'unimatch_v2': {'method': 'unimatch_v2', **IN_WORLD},
            'fp16': {'amp': 'fp16'}}
 
 
@@ -364,7 +396,8 @@ def test_no_step_waits_for_the_device(tiny_world, real_dropout, keys, accumulate
         pytest.skip('fp16 is tried once, on a GPU; before PyTorch 2.3 its scaler waits')
     cfg = tiny_world(n_labeled=16, n_unlabeled=16, batch_size=IMAGES, accumulate=accumulate,
                      log_every=500, panel_every=0, **{'amp': amp, **keys}).load()
-    method = {cls.name: cls for cls in (DSSN, FixMatch, UniMatch, Supervised)}[cfg.method]
+    methods = (DSSN, FixMatch, UniMatch, UniMatchV2, Supervised)
+    method = {cls.name: cls for cls in methods}[cfg.method]
     trainer = Trainer(cfg, method)
     batches = list(trainer.loader.batches(0))
     assert len(batches) == 4
@@ -386,25 +419,27 @@ def test_no_step_waits_for_the_device(tiny_world, real_dropout, keys, accumulate
 
 @pytest.mark.skipif(REHEARSED and not hasattr(torch.amp, 'GradScaler'),
                     reason='this PyTorch has no scaler for a CPU')
-def test_fp16_leaves_out_a_step_that_overflows_and_trains_on(monkeypatch, real_dropout):
+@pytest.mark.parametrize('optimizer', [build_optimizer, build_adamw])
+def test_fp16_leaves_out_a_step_that_overflows_and_trains_on(monkeypatch, real_dropout, optimizer):
     if REHEARSED:
         monkeypatch.setattr(precision, 'make_scaler', lambda cfg: torch.amp.GradScaler('cpu'))
     cfg = config(batch_size=IMAGES, amp='fp16')
     torch.manual_seed(4)
     student = build_model(cfg).to(DEVICE).train()
     update = Update(cfg, World(device=DEVICE), build(cfg), student, ema.make_teacher(student),
-                    build_optimizer(student, 0.01, 2.0), 0.01, 100)
+                    optimizer(student, 0.001, 2.0), 0.001, 100)
     batch = random_batches(torch.float32)
     update(batch, EPOCH, 0)
     before, scale = copy.deepcopy(student.state_dict()), update.scaler.get_scale()
-    momenta = [state['momentum_buffer'].clone() for state in update.optimizer.state.values()]
+    known = [copy.deepcopy(state) for state in update.optimizer.state.values()]
     handle = student.classifier.weight.register_hook(lambda gradient: gradient * float('inf'))
     _, terms, _, _ = update(batch, EPOCH, 1)
     handle.remove()
     for name, parameter in student.named_parameters():
         assert torch.equal(parameter, before[name]), name
-    for old, state in zip(momenta, update.optimizer.state.values()):
-        assert torch.equal(old, state['momentum_buffer'])
+    for old, state in zip(known, update.optimizer.state.values()):
+        for name, value in old.items():
+            assert torch.equal(value, state[name]), name
     assert update.scaler.get_scale() == scale / 2
     assert terms.fractions['gradient_norm'].item() == 0
     # A CPU is slow at fp16.
@@ -422,7 +457,8 @@ def train(cfg):
 
 
 @pytest.mark.parametrize('keys', [{}, {'selection': 'class_topk', 'criterion': OHEM},
-                                  {'amp': 'bf16', 'lean': True}], ids=['plain', 'topk', 'bf16'])
+                                  {'amp': 'bf16', 'lean': True}, IN_WORLD],
+                         ids=['plain', 'topk', 'bf16', 'transformer'])
 def test_deterministic_runs_are_the_same_bit_for_bit(tiny_world, monkeypatch, real_dropout, keys):
     if RELEASE < (2, 2):
         pytest.skip('the backward pass of an interpolation is not deterministic before PyTorch 2.2')

@@ -166,6 +166,12 @@ def test_partner_same():
     assert all(row.partner == row.unlabeled for epoch in range(3) for row in rows(plan, epoch))
 
 
+def test_with_partner_batch_none_is_loaded_and_the_rest_is_the_same():
+    plan, other = schedule(5, 9, partner='batch'), schedule(5, 9)
+    for epoch in range(3):
+        assert rows(plan, epoch) == [row._replace(partner=None) for row in rows(other, epoch)]
+
+
 @pytest.mark.parametrize('n', [2, 3, 8])
 def test_with_partner_other_each_image_is_a_partner_once_and_never_its_own(n):
     plan = schedule(5, n, batch_size=1)

@@ -255,7 +255,8 @@ class Recorder(nn.Module):
         self.views = nn.ModuleList(nn.Conv2d(3, CLASSES, 1) for _ in range(3)).double()
         self.calls = []
 
-    def forward(self, images, perturb=0, lean=False, views=2, dropout=0.5):
+    def forward(self, images, perturb=0, lean=False, views=2, dropout=0.5,
+                complementary=False):
         self.calls.append((images.clone(), perturb, self.training, torch.is_grad_enabled()))
         clean, *copies = [3 * view(images) for view in self.views[:1 + views]]
         return (clean, *[fp[-perturb:] for fp in copies]) if perturb else clean
@@ -380,7 +381,8 @@ class Scripted(nn.Module):
             for _ in range(3)])
         self.strong = nn.Parameter(2 * torch.randn(2 * b, CLASSES, height, width).double())
 
-    def forward(self, images, perturb=0, lean=False, views=2, dropout=0.5):
+    def forward(self, images, perturb=0, lean=False, views=2, dropout=0.5,
+                complementary=False):
         clean, fp1, fp2 = self.first
         return (clean, fp1[-perturb:], fp2[-perturb:]) if perturb else self.strong
 

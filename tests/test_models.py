@@ -21,7 +21,8 @@ NAMES = os.path.join(os.path.dirname(__file__), 'data', 'state_dict_names.json')
 
 
 def config(**changes):
-    keys = dict(nclass=21, backbone='resnet18', stem='deep', dilations=[6, 12, 18],
+    keys = dict(model='deeplabv3plus', nclass=21, backbone='resnet18', stem='deep',
+                dilations=[6, 12, 18],
                 replace_stride_with_dilation=[False, False, True],
                 decoder_channels=256, base_channels=64, checkpoint_backbone=False,
                 channels_last=False)
@@ -116,7 +117,7 @@ def test_decoder_channels_is_the_width_of_fuse():
 
 def test_backbones_are_listed():
     assert list(BACKBONES) == ['resnet18', 'resnet50', 'resnet101', 'xception']
-    with pytest.raises(UserError, match='resnet34.*known backbones: resnet18, resnet50'):
+    with pytest.raises(UserError, match='resnet34.*its backbones: resnet18, resnet50'):
         build_model(config(backbone='resnet34'))
 
 

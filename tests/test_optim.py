@@ -1,5 +1,7 @@
 """Parameter groups, SGD's constants and the learning rate's curve."""
+import copy
 import json
+import math
 import os
 
 import pytest
@@ -8,6 +10,7 @@ import torch.nn as nn
 
 from dssn import optim
 from dssn.optim import (
+    build_adamw,
     build_optimizer,
     gradient_norm,
     guarded_step,
@@ -132,14 +135,39 @@ def release(request, monkeypatch):
         monkeypatch.setattr(optim, 'FUSED', False)
 
 
+def slow_adamw(model, steps, lr=0.1, lr_multi=10.0, betas=(0.9, 0.999), eps=1e-8, decay=0.01):
+    """AdamW (Loshchilov & Hutter, algorithm 2) on plain numbers; a step of None is left out."""
+    values = {name: p.detach().flatten().tolist() for name, p in model.named_parameters()}
+    means = {name: [0.0] * len(numbers) for name, numbers in values.items()}
+    squares = copy.deepcopy(means)
+    for count, gradients in enumerate([step for step in steps if step is not None], 1):
+        for name, gradient in gradients.items():
+            rate = lr if name.startswith('backbone.') else lr * lr_multi
+            for i, g in enumerate(gradient.flatten().tolist()):
+                means[name][i] = betas[0] * means[name][i] + (1 - betas[0]) * g
+                squares[name][i] = betas[1] * squares[name][i] + (1 - betas[1]) * g * g
+                mean = means[name][i] / (1 - betas[0] ** count)
+                square = squares[name][i] / (1 - betas[1] ** count)
+                values[name][i] -= rate * (mean / (math.sqrt(square) + eps)
+                                           + decay * values[name][i])
+    return {name: torch.tensor(values[name], dtype=torch.double).view_as(p)
+            for name, p in model.named_parameters()}
+
+
+KINDS = {'sgd': (build_optimizer, slow_sgd), 'adamw': (build_adamw, slow_adamw)}
+
+
 @pytest.mark.parametrize('bad', [{}, {0}, {2}, {0, 1, 4}])
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
-def test_a_bad_gradient_leaves_weights_and_momentum_alone(release, bad, value):
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_bad_gradient_leaves_weights_and_state_alone(release, kind, bad, value):
+    build, slow = KINDS[kind]
     model = network()
-    optimizer = build_optimizer(model, lr=0.1, lr_multi=10.0)
+    optimizer = build(model, lr=0.1, lr_multi=10.0)
     steps = [random_gradients(model, seed) for seed in range(5)]
-    expected = slow_sgd(model, [None if i in bad else step for i, step in enumerate(steps)])
+    expected = slow(model, [None if i in bad else step for i, step in enumerate(steps)])
     for i, step in enumerate(steps):
+        before = copy.deepcopy(optimizer.state_dict()['state'])
         for name, parameter in model.named_parameters():
             parameter.grad = step[name].clone()
         if i in bad:
@@ -147,6 +175,81 @@ def test_a_bad_gradient_leaves_weights_and_momentum_alone(release, bad, value):
         norm = gradient_norm(optimizer)
         assert bool(torch.isfinite(norm)) == (i not in bad)
         guarded_step(optimizer, ~torch.isfinite(norm))
+        after = optimizer.state_dict()['state']
+        for number, state in before.items():
+            for name, old in state.items():
+                assert torch.equal(old, after[number][name]) == (i in bad), name
+    for name, parameter in model.named_parameters():
+        assert (parameter - expected[name]).abs().max() <= 1e-12
+    if kind == 'adamw':
+        assert {state['step'].item() for state in optimizer.state.values()} == {5 - len(bad)}
+
+
+def test_adamws_constants_are_those_of_the_release():
+    optimizer = build_adamw(network(), 5e-6, 40.0)
+    for group, rate in zip(optimizer.param_groups, (5e-6, 2e-4)):
+        assert (group['betas'], group['eps'], group['weight_decay'], group['amsgrad']) \
+            == ((0.9, 0.999), 1e-8, 0.01, False)
+        assert group['lr'] == pytest.approx(rate, rel=1e-12)
+
+
+def test_adamw_in_float32_is_that_of_pytorch(release):
+    """Many steps, so that the counters' precision shows."""
+    model, plain = network().float(), network().float()
+    ours = build_adamw(model, lr=1e-3, lr_multi=10.0)
+    groups = [dict(params=list(plain.backbone.parameters()), lr=1e-3),
+              dict(params=[*plain.head.parameters(), *plain.classifier.parameters()], lr=1e-2)]
+    theirs = torch.optim.AdamW(groups, weight_decay=0.01)
+    for seed in range(100):
+        for one in (model, plain):
+            for name, gradient in random_gradients(one, seed).items():
+                dict(one.named_parameters())[name].grad = gradient
+        guarded_step(ours, torch.tensor(False))
+        theirs.step()
+    for one, other in zip(model.parameters(), plain.parameters()):
+        assert (one - other).abs().max() <= 2e-6
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_frozen_parameters_are_in_no_group_and_one_without_gradient_stays(release, kind):
+    model = network()
+    for parameter in model.backbone.parameters():
+        parameter.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    optimizer = KINDS[kind][0](model, lr=0.1, lr_multi=10.0)
+    assert [len(group['params']) for group in optimizer.param_groups] == [0, 4]
+    for _ in range(2):
+        optimizer.zero_grad()
+        model.classifier(torch.ones(1, 4, 1, 1).double()).sum().backward()  # `head` has none
+        guarded_step(optimizer, ~torch.isfinite(gradient_norm(optimizer)))
+        set_lr(optimizer, 1, 10, 0.1, 10.0)
+    moved = {name for name, value in model.state_dict().items()
+             if not torch.equal(value, before[name])}
+    assert moved == {'classifier.weight', 'classifier.bias'}
+    load_optimizer(optimizer, optimizer.state_dict())
+
+
+@pytest.mark.parametrize('saver, loader', [(True, False), (False, True)])
+def test_a_state_of_one_kind_of_step_goes_on_in_the_other(monkeypatch, saver, loader):
+    """As between PyTorch releases; the result is that of one that never changed."""
+    if not optim.FUSED:
+        pytest.skip('this release has one kind of step')
+    model = network()
+    steps = [random_gradients(model, seed) for seed in range(6)]
+    expected = slow_adamw(model, steps)
+    state = None
+    for fused, part in ((saver, steps[:3]), (loader, steps[3:])):
+        monkeypatch.setattr(optim, 'FUSED', fused)
+        optimizer = build_adamw(model, lr=0.1, lr_multi=10.0)
+        if state:
+            for group in state['param_groups']:
+                group.pop('fused')  # an older release's
+            load_optimizer(optimizer, state)
+        for step in part:
+            for name, parameter in model.named_parameters():
+                parameter.grad = step[name].clone()
+            guarded_step(optimizer, torch.tensor(False))
+        state = copy.deepcopy(optimizer.state_dict())
     for name, parameter in model.named_parameters():
         assert (parameter - expected[name]).abs().max() <= 1e-12
 

@@ -13,7 +13,7 @@ from test_update import make_update, random_batches
 
 import eval as eval_script
 import train as train_script
-from dssn import distributed, ema, precision
+from dssn import distributed, ema, methods, precision
 from dssn.data.lists import Sample, read_list
 from dssn.distributed import World
 from dssn.errors import UserError
@@ -408,12 +408,15 @@ def test_the_guard_sees_what_cuda_refuses(name, work):
     {'selection': 'none', 'lean': True}, {'feature_labels': 'teacher', 'accumulate': 2},
     {'image_views': 0}, {'feature_views': 0}, {'backbone': 'resnet50', 'stem': 'plain'},
     {'backbone': 'xception', 'base_channels': 64, 'checkpoint_backbone': True},
-    {'method': 'fixmatch', 'criterion': OHEM}, {'method': 'unimatch'},
+    {'model': 'dpt', 'backbone': 'dinov2_tiny', 'crop_size': 42},  # its positions are resized
+    {'method': 'fixmatch', 'criterion': OHEM}, {'method': 'unimatch'}, {'method': 'unimatch_v2'},
     {'method': 'supervised', 'criterion': OHEM}, {'method': 'supervised'}], ids=str)
 def test_a_step_is_allowed_where_only_deterministic_operations_are(tmp_path, keys):
     # Tensors without contents take the ways of a GPU's: in interpolation and in OHEM.
-    cfg = config(**dict(dict(batch_size=2, crop_size=33, dataset='x', deterministic=True,
-                             save_path=str(tmp_path)), **keys))
+    known = vars(config(**dict(dict(batch_size=2, crop_size=33, dataset='x', deterministic=True,
+                                    save_path=str(tmp_path)), **keys)))
+    kind = methods.find(known['method'], 'here').Config
+    cfg = kind(**{name: known[name] for name in kind.__dataclass_fields__ if name in known})
     timed = computed_memory.MetaStepBench(cfg, World(device='meta'))
     with Refused() as guard:
         timed.step()

@@ -266,6 +266,20 @@ def make_idd_lite(root):
     return root
 
 
+ADE20K = {'train': [f'ADE_train_0000000{i}' for i in (1, 2, 3)], 'val': ['ADE_val_00000001']}
+ADE20K_VALUES = [0, 1, 2, 75, 76, 127, 128, 149, 150]
+
+
+def make_ade20k(root):
+    """The archive of the scene parsing challenge: masks that count from 1."""
+    for part, folder in (('train', 'training'), ('val', 'validation')):
+        for i, name in enumerate(ADE20K[part]):
+            photo(root / 'images' / folder / (name + '.jpg'))
+            save(values(i, ADE20K_VALUES), root / 'annotations' / folder / (name + '.png'))
+    write(root / 'objectInfo150.txt', 'Idx\tRatio\tTrain\tVal\tStuff\tName\n')
+    return root
+
+
 @pytest.fixture
 def world(tmp_path):
     """(source, out): a CamVid miniature, the smallest set, and where to prepare it."""
@@ -736,6 +750,71 @@ def test_the_real_camvid(tmp_path):
                 assert (pixels(tmp_path / 'out' / sample.mask) == np.array(mask)).all()
 
 
+# ---- ADE20K
+
+def test_ade20k(tmp_path, capsys):
+    source, out = make_ade20k(tmp_path / 'ADEChallengeData2016'), tmp_path / 'out'
+    before = tree(source)
+    for _ in range(2):
+        assert prepare('ade20k', source, out) == 0
+        assert tree(source) == before
+        text = capsys.readouterr()
+        assert '3 train / 1 val' in text.out
+        assert 'train.txt has 3 lines, the official set 20,210' in text.err
+    assert 'nothing to do, 4 images and masks exist already' in text.out
+    for part, folder in (('train', 'training'), ('val', 'validation')):
+        assert lines(out / (part + '.txt')) == [
+            f'images/{folder}/{name}.jpg annotations/{folder}/{name}.png' for name in ADE20K[part]]
+        for i, name in enumerate(ADE20K[part]):
+            given = values(i, ADE20K_VALUES)
+            mask = pixels(out / 'annotations' / folder / (name + '.png'))
+            assert (mask[given == 0] == 255).all()
+            assert (mask[given > 0] == given[given > 0] - 1).all()
+    read = read_list(str(out / 'train.txt'))
+    assert len(read) == 3 and sorted(contents(out)) == sorted(
+        [name for name in before if not name.endswith('.txt')] + ['train.txt', 'val.txt'])
+
+
+def test_the_command_in_the_help_of_ade20k(tmp_path):
+    out = tmp_path / 'out'
+    assert prepare('ade20k', make_ade20k(tmp_path / 'source'), out) == 0
+    assert main(['split', str(out / 'train.txt'), '--labeled', '1', '--val', str(out / 'val.txt'),
+                 '--out', str(tmp_path / 'splits/1')]) == 0
+    assert [len(lines(tmp_path / 'splits/1' / (name + '.txt')))
+            for name in ('labeled', 'unlabeled')] == [1, 2]
+
+
+@pytest.mark.parametrize('value, word', [(151, 'holds 0 for other, and 1..150'),
+                                         (255, 'so it was converted before')])
+def test_a_mask_value_that_is_not_in_ade20k_is_refused(tmp_path, capsys, value, word):
+    source = make_ade20k(tmp_path / 'source')
+    name = f'annotations/validation/{ADE20K["val"][0]}.png'
+    save(np.full(SIZE[::-1], value, np.uint8), source / name)
+    error = refusal(capsys, 'ade20k', source, tmp_path / 'out')
+    assert f'{name}: holds value {value}' in error and word in error
+
+
+@pytest.mark.parametrize('gone', [f'{folder}/training/ADE_train_00000002.{end}' for folder, end in
+                                  (('images', 'jpg'), ('annotations', 'png'))])
+def test_an_image_of_ade20k_without_its_mask_is_reported(tmp_path, capsys, gone):
+    source = make_ade20k(tmp_path / 'source')
+    os.remove(str(source / gone))
+    error = refusal(capsys, 'ade20k', source, tmp_path / 'out')
+    assert gone + ': no such file' in error and not (tmp_path / 'out').exists()
+
+
+def test_folders_without_ade20k_are_refused(tmp_path, capsys):
+    out = tmp_path / 'out'
+    error = refusal(capsys, 'ade20k', tmp_path / 'none', out)
+    assert 'none: no such folder' in error and 'ADEChallengeData2016.zip' in error
+    source = make_ade20k(tmp_path / 'above' / 'ADEChallengeData2016')
+    error = refusal(capsys, 'ade20k', tmp_path / 'above', out)
+    assert 'has no images' in error and f'did you mean {source}?' in error
+    shutil.rmtree(str(source / 'images/validation'))
+    shutil.rmtree(str(source / 'annotations/validation'))
+    assert 'has no files in images/validation' in refusal(capsys, 'ade20k', source, out)
+
+
 # ---- IDD Lite
 
 def test_idd_lite(tmp_path, capsys):
@@ -1122,11 +1201,11 @@ def make(name, root):
         return [voc]
     return [{'cityscapes': make_cityscapes, 'coco': make_coco, 'camvid': make_camvid,
              'camvid prepared': make_prepared_camvid,
-             'idd_lite': make_idd_lite}[name](root / 'source')]
+             'ade20k': make_ade20k, 'idd_lite': make_idd_lite}[name](root / 'source')]
 
 
 @pytest.mark.parametrize('name', ['pascal with PNGs', 'pascal with SBD', 'cityscapes', 'coco',
-                                  'camvid', 'camvid prepared', 'idd_lite'])
+                                  'ade20k', 'camvid', 'camvid prepared', 'idd_lite'])
 def test_prepared_sets_pass_the_check_and_can_be_trained_on(tmp_path, name):
     import torch
 
@@ -1145,7 +1224,8 @@ def test_prepared_sets_pass_the_check_and_can_be_trained_on(tmp_path, name):
     cfg = config.load(path, dict(
         data_root=str(out), labeled_id_path=str(tmp_path / 'labeled.txt'),
         unlabeled_id_path=str(tmp_path / 'unlabeled.txt'), val_id_path=str(out / 'val.txt'),
-        save_path=str(tmp_path / 'run'), backbone='resnet18', base_channels=4, decoder_channels=8,
+        save_path=str(tmp_path / 'run'), model='deeplabv3plus', backbone='resnet18',
+        base_channels=4, decoder_channels=8,
         pretrained=False, crop_size=33, batch_size=1, epochs=1, workers=0, device='cpu'))
     run = start(cfg, World())
     before = run.networks.student.classifier.weight.clone()

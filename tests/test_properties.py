@@ -430,7 +430,8 @@ class Pointwise(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.from_numpy(rng.normal(size=(4, 3))).float())
         self.given = []
 
-    def forward(self, images, perturb=0, lean=False, views=2, dropout=0.5):
+    def forward(self, images, perturb=0, lean=False, views=2, dropout=0.5,
+                complementary=False):
         self.given.append(images)
         found = torch.einsum('kc,bchw->bkhw', self.weight, images)
         return [found] + views * [found[-perturb:]] if perturb else found

@@ -15,7 +15,7 @@ from dssn.methods.dssn import DSSN
 from dssn.methods.fixmatch import FixMatch
 from dssn.methods.supervised import Supervised
 from dssn.methods.unimatch import UniMatch
-from dssn.models import build_model, deeplabv3plus, recompute
+from dssn.models import build_model, recompute, segmentation
 from dssn.optim import build_optimizer
 from dssn.update import Update, split
 
@@ -51,7 +51,7 @@ def unequal_batches(labeled, unlabeled):
 
 @pytest.fixture
 def without_dropout(monkeypatch):
-    monkeypatch.setattr(deeplabv3plus, 'perturbed',
+    monkeypatch.setattr(segmentation, 'perturbed',
                         lambda features, views, dropout: [features, 0.5 * features][:views])
 
 
@@ -108,7 +108,8 @@ def test_parts_draw_other_channels():
     batch = Batch(*[type(part)(*[torch.cat([t, t]) for t in part]) for part in batch])
 
     class Watched(nn.Module):
-        def forward(self, images, perturb=0, lean=False, views=2, dropout=0.5):
+        def forward(self, images, perturb=0, lean=False, views=2, dropout=0.5,
+                    complementary=False):
             if perturb:
                 seen.append(torch.rand(3))
             logits = images[:, :1].repeat(1, 4, 1, 1).clone().requires_grad_()

@@ -12,7 +12,9 @@ import pytest
 import torch
 from commands import weights as main
 
-from dssn.models import BACKBONES, pretrained
+from dssn.errors import UserError
+from dssn.models import BACKBONES, ENCODERS, pretrained
+from dssn.models.vit import VisionTransformer
 from dssn.models.weights import read_torch_file
 from dssn.tools.weights import fetch
 
@@ -260,7 +262,8 @@ def test_a_terminated_download_leaves_nothing(server, folder):
 @pytest.mark.parametrize('name, arguments, words', [
     ('resnet50_v1c-2cccc1ad.pth', [], ['resnet50_v1c', '32/32/64', '64/64/128']),
     ('open-mmlab://resnet101_v1c', [], ['32/32/64']),
-    ('resnet34', [], ['resnet34', 'resnet18, resnet50, resnet101']),
+    ('resnet34', [], ['resnet34', 'resnet18, resnet50, resnet101', 'dinov2_large']),
+    ('dinov2_tiny', [], ['no public weights', 'dinov2_small']),
     ('xception', [], ['UniMatch', 'convert FILE']),
     ('resnet18', ['--stem', 'deep'], ['deep stem', '`stem: plain`'])])
 def test_weights_that_do_not_exist_are_reported(server, folder, capsys, name, arguments, words):
@@ -275,6 +278,124 @@ def test_a_folder_that_cannot_be_created_is_reported(server, tmp_path, capsys):
     blocked.write_text('')
     assert run(blocked / 'pretrained', 'fetch', 'resnet50') == 1
     assert str(blocked) in capsys.readouterr().err
+
+
+# ---- DINOv2
+
+SMALL = dict(width=64, depth=2, taps=(0, 0, 1, 1))  # of synthetic files
+
+
+@pytest.fixture
+def dinov2(server, monkeypatch):
+    """The tensors of a small file that the server has as that of dinov2_small."""
+    monkeypatch.setitem(ENCODERS, 'dinov2_small', (SMALL, 8, (8, 8, 8, 8)))
+    public = pretrained.DINOV2_FILES['dinov2_small'][0]
+    state = {name: torch.rand_like(tensor)
+             for name, tensor in VisionTransformer(**SMALL).state_dict().items()}
+    path = saved(os.path.join(server.folder, os.path.basename(public)), state)
+    with open(path, 'rb') as file:
+        digest = hashlib.sha256(file.read()).hexdigest()
+    monkeypatch.setitem(pretrained.DINOV2_FILES, 'dinov2_small', (public, digest))
+    monkeypatch.setattr(pretrained, 'DINOV2_FOLDER', server.url)
+    return state
+
+
+def test_the_public_files_of_dinov2():
+    base = 'https://dl.fbaipublicfiles.com/dinov2/'
+    assert {name: (pretrained.source_url(name), digest)
+            for name, (_, digest) in pretrained.DINOV2_FILES.items()} == {
+        'dinov2_small': (base + 'dinov2_vits14/dinov2_vits14_pretrain.pth',
+                         'b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9'),
+        'dinov2_base': (base + 'dinov2_vitb14/dinov2_vitb14_pretrain.pth',
+                        '0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73'),
+        'dinov2_large': (base + 'dinov2_vitl14/dinov2_vitl14_pretrain.pth',
+                         'd5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428')}
+    assert fetch.LARGEST > 1217586395  # bytes of the largest
+
+
+class Model:
+    """What `load_backbone_weights` fills."""
+
+    def __init__(self, backbone):
+        self.backbone = backbone
+
+
+def test_dinov2_is_fetched_checked_and_loaded(server, dinov2, folder, capsys):
+    path = pretrained.pretrained_file('dinov2_small', str(folder))
+    assert run(folder, 'fetch', 'dinov2_small') == 0
+    assert run(folder, 'fetch', 'dinov2_small') == 0
+    assert server.asked == ['dinov2_vits14_pretrain.pth']
+    assert_same_tensors(stored(folder, 'dinov2_small'), dinov2)
+    assert main(['check', path]) == 0
+    printed = capsys.readouterr().out
+    assert f'{path}: dinov2_small, all {len(dinov2)} tensors, already exists' in printed
+    count = len(dinov2)
+    assert (f'weights from dinov2_vits14_pretrain.pth: dinov2_small; {count} of {count} backbone '
+            'tensors filled') in printed
+    model = Model(VisionTransformer(**SMALL))
+    pretrained.load_backbone_weights(model, 'dinov2_small', 'deep', path)
+    assert_same_tensors(model.backbone.state_dict(), dinov2)
+    assert run(folder, 'fetch', 'dinov2_small', '--stem', 'plain') == 1
+    assert 'has no stem; leave --stem plain out' in capsys.readouterr().err
+
+
+def test_a_damaged_file_of_dinov2_is_refused(server, dinov2, folder, capsys):
+    server.spoil = 'changed'
+    assert run(folder, 'fetch', 'dinov2_small') == 1
+    assert 'damaged' in capsys.readouterr().err and os.listdir(str(folder)) == []
+    path = os.path.join(server.folder, 'dinov2_vits14_pretrain.pth')
+    saved(path, {**dinov2, 'norm.bias': torch.zeros(64)})
+    for command in (['check', path], ['convert', path, '--folder', str(folder)]):
+        assert main(command) == 1
+        assert pretrained.DINOV2_FILES['dinov2_small'][1] in capsys.readouterr().err
+
+
+def test_the_public_file_itself_can_lie_in_the_folder(server, dinov2):
+    path = os.path.join(server.folder, 'dinov2_vits14_pretrain.pth')
+    model = Model(VisionTransformer(**SMALL))
+    pretrained.load_backbone_weights(model, 'dinov2_small', 'deep', path)
+    assert_same_tensors(model.backbone.state_dict(), dinov2)
+
+
+def test_dinov2_is_taken_from_a_checkpoint_of_unimatch_v2(tmp_path, dinov2, folder, capsys):
+    """Made from a description of its program: the originals were not seen."""
+    head = {'module.head.scratch.output_conv.2.bias': torch.zeros(21)}
+    student = {'module.backbone.' + name: tensor for name, tensor in dinov2.items()}
+    teacher = {name: tensor + 1 for name, tensor in student.items()}
+    path = saved(tmp_path / 'v2.pth', {'model': {**student, **head}, 'model_ema': {
+        **teacher, **head}, 'optimizer': {'state': {}}, 'epoch': 59, 'previous_best': 86.29})
+    assert run(folder, 'convert', path, '--backbone', 'dinov2_small') == 0
+    assert_same_tensors(stored(folder, 'dinov2_small'), dinov2)
+    assert 'output_conv.2.bias' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('change, words', [
+    (lambda state: state.pop('mask_token'), 'mask_token: missing'),
+    (lambda state: state.update(pos_embed=torch.zeros(1, 257, 64)),
+     'pos_embed: 1x257x64 instead of 1x1370x64'),
+    (lambda state: state.update(register_tokens=torch.zeros(1, 4, 64)), 'registers'),
+    (lambda state: state.update(cls_token=torch.zeros(1, 1, 1536)), 'of width 1536; known: '),
+    (lambda state: state.update({name.replace('blocks.1.', 'blocks.2.'): tensor
+                                 for name, tensor in state.items()}), 'a deeper network')])
+def test_other_vision_transformers_are_refused(tmp_path, dinov2, folder, capsys, change, words):
+    change(dinov2)
+    path = saved(tmp_path / 'mine.pth', dinov2)
+    assert run(folder, 'convert', path) == 1
+    assert words in capsys.readouterr().err and not folder.exists()
+    model = Model(VisionTransformer(**SMALL))
+    with pytest.raises(UserError, match='mine.pth'):
+        pretrained.load_backbone_weights(model, 'dinov2_small', 'deep', path)
+
+
+@pytest.mark.parametrize('backbone, words', [
+    ('dinov2_base', ['weights fetch dinov2_base`', 'dinov2_vitb14_pretrain.pth']),
+    ('dinov2_tiny', ['no public weights of dinov2_tiny'])])
+def test_a_missing_file_of_dinov2(folder, backbone, words):
+    path = pretrained.pretrained_file(backbone, str(folder))
+    with pytest.raises(UserError) as error:
+        pretrained.load_backbone_weights(None, backbone, 'deep', path)
+    for word in words + [path, '`pretrained: false`']:
+        assert word in str(error.value)
 
 
 # ---- convert
@@ -304,7 +425,7 @@ def test_a_users_file_is_converted(tmp_path, folder, capsys, wrapping, backbone,
     # Again, without naming the backbone: the file already exists.
     assert run(folder, 'convert', path) == 0
     assert main(['check', os.path.join(str(folder), backbone + '.pth')]) == 0
-    assert f'ImageNet weights from mine.pth: {backbone}, {stem} stem' in (
+    assert f'weights from mine.pth: {backbone}, {stem} stem' in (
         capsys.readouterr().out)
 
 

@@ -22,6 +22,22 @@ CLASSES = {
         'potted plant, bed, dining table, toilet, tv, laptop, mouse, remote, keyboard, '
         'cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, '
         'teddy bear, hair drier, toothbrush').split(',')],
+    'ade20k': [name.strip() for name in (
+        'wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, '
+        'sidewalk, person, earth, door, table, mountain, plant, curtain, chair, car, water, '
+        'painting, sofa, shelf, house, sea, mirror, rug, field, armchair, seat, fence, desk, rock, '
+        'wardrobe, lamp, bathtub, railing, cushion, base, box, column, signboard, '
+        'chest of drawers, counter, sand, sink, skyscraper, fireplace, refrigerator, grandstand, '
+        'path, stairs, runway, case, pool table, pillow, screen door, stairway, river, bridge, '
+        'bookcase, blind, coffee table, toilet, flower, book, hill, bench, countertop, stove, '
+        'palm, kitchen island, computer, swivel chair, boat, bar, arcade machine, hovel, bus, '
+        'towel, light, truck, tower, chandelier, awning, streetlight, booth, television, airplane, '
+        'dirt track, apparel, pole, land, bannister, escalator, ottoman, bottle, buffet, poster, '
+        'stage, van, ship, fountain, conveyer belt, canopy, washer, plaything, swimming pool, '
+        'stool, barrel, basket, waterfall, tent, bag, minibike, cradle, oven, ball, food, step, '
+        'tank, trade name, microwave, pot, animal, bicycle, lake, dishwasher, screen, blanket, '
+        'sculpture, hood, sconce, vase, traffic light, tray, ashcan, fan, pier, crt screen, plate, '
+        'monitor, bulletin board, shower, radiator, glass, clock, flag').split(',')],
 }
 PALETTES = {
     'cityscapes': [(128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153),
@@ -61,7 +77,7 @@ def default_colours(dataset, nclass):
     """nclass RGB colours: those of the data set, of VOC's colour map, or evenly spread hues."""
     if len(PALETTES.get(dataset, [])) == nclass:
         return list(PALETTES[dataset])
-    if dataset in ('pascal', 'coco') and nclass <= 255:
+    if dataset in ('pascal', 'coco', 'ade20k') and nclass <= 255:
         return [voc_colour(i) for i in range(nclass)]
     # Golden-ratio steps give neighbouring classes different hues, whatever the count. Eight steps
     # almost return to the first hue, so the second, fourth, ... group of eight is paler. The first

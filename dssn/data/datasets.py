@@ -75,7 +75,10 @@ class TrainSet(Dataset):
         return Labeled(to_tensor(image), label_tensor(mask), torch.tensor(index))
 
     def unlabeled_rows(self, indices, replaced):
-        """The unlabeled sample and its partner. If both are one image, it is decoded once."""
+        """The unlabeled sample and its partner, or None if it has none of its own.
+
+        If both are one image, it is decoded once.
+        """
         cfg = self.cfg
 
         def read(sample):
@@ -84,13 +87,14 @@ class TrainSet(Dataset):
             return open_image(cfg.data_root, sample), None
         index, files = self.read_or_replace(self.unlabeled, indices.unlabeled, read, replaced)
         partner, partner_files = index, files
-        if indices.partner != indices.unlabeled:
+        if indices.partner not in (None, indices.unlabeled):
             partner, partner_files = self.read_or_replace(self.unlabeled, indices.partner, read,
                                                           replaced)
         boxes = [cutmix_box(cfg.crop_size, self.rng(indices, index, UNLABELED + box),
                             cfg.cutmix_probability, cfg.cutmix_area)
                  for box in (BOX1, BOX2)]
         return (self.views(indices, index, *files, UNLABELED, boxes),
+                None if indices.partner is None else
                 self.views(indices, partner, *partner_files, PARTNER, boxes))
 
     def read(self, sample):

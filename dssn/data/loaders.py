@@ -112,13 +112,18 @@ class Schedule:
         return int(self.order(LABELED_ORDER, pass_number, self.n_labeled)[place]), pass_number
 
     def unlabeled(self, epoch, step, row):
-        """(sample, CutMix partner, pass) of the unlabeled image at a row of a global batch."""
+        """(sample, CutMix partner, pass) of the unlabeled image at a row of a global batch.
+
+        With `cutmix_partner: batch` the partner is None: it is in the batch already.
+        """
         size = self.unlabeled_images * self.world
         pass_number, place = epoch, step * size + row
         if self.from_labeled:
             pass_number, place = divmod(epoch * self.steps_per_epoch * size + place,
                                         self.n_unlabeled)
         order = self.order(UNLABELED_ORDER, pass_number, self.n_unlabeled)
+        if self.cfg.cutmix_partner == 'batch':
+            return int(order[place]), None, pass_number
         partner = order[(place + self.partner_shift(pass_number)) % self.n_unlabeled]
         return int(order[place]), int(partner), pass_number
 
@@ -202,7 +207,7 @@ class TrainLoader:
         if self.unlabeled is not None:
             role = 'labeled, for strong views' if self.unlabeled is self.labeled else 'unlabeled'
             parts.append((role, self.unlabeled, [row.unlabeled for row in rows]))
-            if self.unlabeled and rows[0].partner != rows[0].unlabeled:
+            if self.unlabeled and rows[0].partner not in (None, rows[0].unlabeled):
                 parts.append(('partner', self.unlabeled, [row.partner for row in rows]))
         return '; '.join(
             f'{role}: ' + ', '.join(samples[i].image for i in indices if i is not None)

@@ -32,24 +32,58 @@ class Scores(NamedTuple):
 
 # From images to class scores.
 
+def predict_whole(model, images):
+    """Logits of whole images, (N, 3, H, W) -> (N, C, H, W).
+
+    Images for a network of patches are resized to the nearest multiples of the patch, and the
+    logits back, as in UniMatch V2.
+    """
+    size = images.shape[2:]
+    patches = [in_patches(side, patch_of(model)) for side in size]
+    return _resize(model(_resize(images, patches)), size)
+
+
 def predict_windows(model, images, window):
     """Sum of class probabilities of a sliding window, (N, 3, H, W) -> (N, C, H, W).
 
     As in the release the stride is int(2/3 window). A window starts at every multiple of the stride
     inside the image, even if the previous one already reached the border. At the border a window is
     cut off, not shifted back.
+
+    A network of patches cannot predict a cut window. So the last one is shifted back to the border,
+    as in UniMatch V2, and a side shorter than the window is resized as in `predict_whole`.
     """
-    stride = max(int(window * 2 / 3), 1)
-    height, width = images.shape[2:]
+    size, patch = images.shape[2:], patch_of(model)
+    images = _resize(images, [side if side >= window else in_patches(side, patch) for side in size])
+    rows, columns = [window_starts(side, window, patch) for side in images.shape[2:]]
     total = None
-    for top in range(0, height, stride):
-        for left in range(0, width, stride):
+    for top in rows:
+        for left in columns:
             part = images[:, :, top:top + window, left:left + window]
             prob = model(part).softmax(1)
             if total is None:
-                total = prob.new_zeros((len(images), prob.shape[1], height, width))
+                total = prob.new_zeros((len(images), prob.shape[1], *images.shape[2:]))
             total[:, :, top:top + window, left:left + window] += prob
-    return total
+    return _resize(total, size)
+
+
+def window_starts(side, window, patch):
+    """The first rows or columns of the windows along a side."""
+    stride = max(int(window * 2 / 3), 1)
+    if patch == 1:
+        return range(0, side, stride)
+    last = max(side - window, 0)
+    return [*range(0, last, stride), last]
+
+
+def patch_of(model):
+    """Height and width of an image must be multiples of it; 1: images of any size."""
+    return getattr(model, 'patch', 1)
+
+
+def in_patches(side, patch):
+    """The multiple of `patch` that is nearest to a side, at least one patch."""
+    return max(int(side / patch + 0.5), 1) * patch
 
 
 def predict_augmented(predict, model, images, scales, flip):
@@ -57,13 +91,15 @@ def predict_augmented(predict, model, images, scales, flip):
 
     Args:
         predict: function (model, images) -> probabilities of a copy, up to a factor for each pixel.
-        scales: factors of height and width. flip: whether each copy is also predicted mirrored
-            left to right.
+        scales: factors of height and width. The sides are rounded to pixels, or to the patches of
+            the network. flip: whether each copy is also predicted mirrored left to right.
     """
-    size = images.shape[2:]
+    size, patch = images.shape[2:], patch_of(model)
     total = 0
     for scale in scales:
-        copy = _resize(images, [max(round(side * scale), 1) for side in size])
+        copy = images if scale == 1 else _resize(images, [
+            max(round(side * scale), 1) if patch == 1 else in_patches(side * scale, patch)
+            for side in size])
         for mirrored in (False, True)[:1 + flip]:
             prob = predict(model, copy.flip(3)).flip(3) if mirrored else predict(model, copy)
             total = total + _resize(prob / prob.sum(1, keepdim=True), size)
@@ -87,10 +123,10 @@ def predictor(protocol, window, scales=(1.0,), flip=False):
     algorithms (`cudnn.benchmark`) only for the latter.
     """
     def logits(model, images):
-        return model(images)
+        return predict_whole(model, images)
 
     def probabilities(model, images):
-        return model(images).softmax(1)
+        return predict_whole(model, images).softmax(1)
 
     def windows(model, images):
         return predict_windows(model, images, window)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
+from dssn import ema
 from dssn.errors import UserError
-from dssn.keys import FeatureViewsConfig, ViewsConfig, key
+from dssn.keys import FeatureViewsConfig, TeacherConfig, ViewsConfig, key
 from dssn.losses import build_labeled_loss, masked_cross_entropy, pixel_contrast
 from dssn.methods import Terms
 from dssn.mixing import box_mask, paste
@@ -21,7 +22,7 @@ from dssn.pseudo_labels import PseudoLabels, build_selection, classes, fraction
 
 
 @dataclass(frozen=True)
-class DSSNConfig(FeatureViewsConfig):
+class DSSNConfig(FeatureViewsConfig, TeacherConfig):
     """The keys that only DSSN has."""
     num_aug: int = key(0, 'largest number of operations sampled from the strong pool per view; 0: '
                           'no pool', low=0)
@@ -35,8 +36,9 @@ class DSSNConfig(FeatureViewsConfig):
                              "fraction of its class's peak confidence", low=0, below=1)
     top: float = key(0.6, 'class_topk: fraction of the pixels of each predicted class to select',
                      above=0, high=1)
-    beta: float = key(0.996, "EMA's alpha: fraction of the teacher's weights that is kept at each "
-                             'step', low=0, below=1)
+    ema_ramp: bool = key(False, 'keep at most 1 - 1 / (t + 1) of the teacher after step t = 0, 1, '
+                                '...: a young teacher follows the student closely (the default '
+                                'with model: dpt)')
     warm_up_epochs: int = key(0, 'epochs in which the teacher is a copy of the student and the '
                                  'strong views have no pseudo-label loss; 0: the first step only',
                               low=0)
@@ -53,6 +55,10 @@ class DSSNConfig(FeatureViewsConfig):
                                        'them out', above=0)
     feature_labels: str = key('student', 'network that labels the feature level: student (as in '
                                          'the release) or teacher', choices=('student', 'teacher'))
+    feature_pair: str = key('independent', 'channels that the two perturbed copies lose: sampled '
+                                           'for each copy, or complementary: what one copy loses, '
+                                           'the other keeps',
+                            choices=('independent', 'complementary'))
     lean: bool = key(False, 'leave out work that affects only batch statistics: perturbed '
                             'copies of labeled images, and the backward pass through the clean '
                             'prediction of unlabeled ones')
@@ -66,6 +72,8 @@ class DSSNConfig(FeatureViewsConfig):
         if not self.feature_views:
             unused = [('lean', 'feature_views = 0'), ('feature_labels', 'feature_views = 0'),
                       ('feature_dropout', 'feature_views = 0')]
+        if self.feature_views < 2:
+            unused.append(('feature_pair', f'feature_views = {self.feature_views}'))
         if not self.contrast:
             unused.append(('contrast_weight', 'contrast = false'))
         elif max(self.image_views, self.feature_views) < 2:
@@ -75,6 +83,13 @@ class DSSNConfig(FeatureViewsConfig):
             if value not in (None, DSSNConfig.__dataclass_fields__[name].default):
                 raise UserError(f'{place}: {name} = {str(value).lower()} has no effect with {why}; '
                                 'leave it out')
+        if self.complementary and self.feature_dropout != 0.5:
+            raise UserError(f'{place}: feature_pair = complementary needs feature_dropout = 0.5, '
+                            f'not {self.feature_dropout}: each copy keeps half of the channels')
+
+    @property
+    def complementary(self):
+        return self.feature_pair == 'complementary'
 
 
 class DSSN:
@@ -91,11 +106,11 @@ class DSSN:
         self.cfg = cfg
         self.labeled_loss = build_labeled_loss(cfg)
         self.select = build_selection(cfg)
-        self.warming_up, self.watched = True, False
+        self.warming_up, self.step, self.watched = True, 0, False
 
     def start_step(self, epoch, step, teacher, watched=False):
         """Set what depends on the time: warm-up (by epoch, or the first step) and teacher's BN."""
-        self.watched = watched
+        self.step, self.watched = step, watched
         self.warming_up = step == 0 or epoch < self.cfg.warm_up_epochs
         # In the release the teacher leaves training mode when it is first evaluated.
         teacher.train(epoch == 0 and self.cfg.teacher_bn == 'batch_first_epoch')
@@ -103,7 +118,9 @@ class DSSN:
     @property
     def keep_rate(self):
         """The EMA's alpha after this step; 0 makes the teacher a copy of the student."""
-        return 0.0 if self.warming_up else self.cfg.beta
+        if self.warming_up:
+            return 0.0
+        return ema.ramp(self.step, self.cfg.beta) if self.cfg.ema_ramp else self.cfg.beta
 
     def __call__(self, student, teacher, labeled, unlabeled, partner):
         n, size = len(labeled.image), unlabeled.valid.shape[1:]
@@ -116,7 +133,8 @@ class DSSN:
 
         clean, fp1, fp2 = student(torch.cat([labeled.image, unlabeled.weak]),  # (n + B, C, H, W),
                                   perturb=len(unlabeled.weak),                 # (B, C, H, W) twice
-                                  dropout=self.cfg.feature_dropout)
+                                  dropout=self.cfg.feature_dropout,
+                                  complementary=self.cfg.complementary)
         s1, s2 = student(torch.cat([                                           # (B, C, H, W) each
             paste(unlabeled.strong1, partner.strong1, inside1),
             paste(unlabeled.strong2, partner.strong2, inside2)])).chunk(2)
@@ -144,7 +162,8 @@ class DSSN:
     def label_strong(self, teacher, unlabeled, partner, inside1, inside2):
         """The teacher's `PseudoLabels` of the two mixed strong views, and its classes (B, H, W) of
         the unlabeled images' weak view."""
-        weak, other = predict_weak(teacher, unlabeled, partner)                # (B, C, H, W) each
+        weak, other = predict_weak(teacher, unlabeled, partner,                # (B, C, H, W) each
+                                   self.cfg.cutmix_partner == 'batch')
         label, other_label = classes(weak), classes(other)                     # (B, H, W) each
         first, second = [PseudoLabels(paste(label, other_label, inside),
                                       self.select(paste(weak, other, inside)),
@@ -168,15 +187,19 @@ class DSSN:
 
 
 @torch.no_grad()
-def predict_weak(teacher, unlabeled, partner):
+def predict_weak(teacher, unlabeled, partner, in_batch=False):
     """The teacher's logits (B, C, H, W) on the weak views of the images, and of their partners.
 
     Without `partner` the second is None. With batch statistics there are two passes, partner first,
     because each updates the running statistics. With running statistics one pass gives the same
-    logits.
+    logits. `in_batch`: the partners are the images in reversed order (`cutmix_partner: batch`), so
+    one pass over the images gives both.
     """
     if partner is None:
         return teacher(unlabeled.weak), None
+    if in_batch:
+        weak = teacher(unlabeled.weak)
+        return weak, weak.flip(0)
     if teacher.training:
         other = teacher(partner.weak)
         return teacher(unlabeled.weak), other

@@ -86,7 +86,8 @@ class AblatedDSSN(DSSN):
         by_teacher, mixed = self.cfg.feature_labels == 'teacher', insides and not self.warming_up
         if not by_teacher and not mixed:
             return None, [], None
-        weak, other = predict_weak(teacher, unlabeled, partner if mixed else None)  # (B, C, H, W)
+        weak, other = predict_weak(teacher, unlabeled, partner if mixed else None,  # (B, C, H, W)
+                                   self.cfg.cutmix_partner == 'batch')
         label = classes(weak)                                                       # (B, H, W)
         for_features = PseudoLabels(label, self.select(weak), unlabeled.valid) \
             if by_teacher else None
@@ -104,7 +105,8 @@ class AblatedDSSN(DSSN):
             return [student(labeled.image)]
         return student(torch.cat([labeled.image, unlabeled.weak]), perturb=len(unlabeled.weak),
                        lean=self.cfg.lean, views=self.cfg.feature_views,
-                       dropout=self.cfg.feature_dropout)
+                       dropout=self.cfg.feature_dropout,
+                       complementary=self.cfg.complementary)
 
     def total(self, losses):
         """The paper's sum; a term that is switched off, or missing while warming up, adds 0."""

@@ -3,9 +3,11 @@
 Source: Sohn et al., "FixMatch" (NeurIPS 2020), as the UniMatch code base applies it to
 segmentation, with CutMix. n labeled and B unlabeled images, C classes, H x W the crop.
 """
+from dataclasses import dataclass
+
 import torch
 
-from dssn.keys import StrongViewsConfig
+from dssn.keys import StrongViewsConfig, key
 from dssn.losses import build_labeled_loss, masked_cross_entropy
 from dssn.methods import Terms
 from dssn.mixing import box_mask, paste
@@ -13,15 +15,24 @@ from dssn.precision import without_ddp
 from dssn.pseudo_labels import PseudoLabels, classes, fixed, fraction
 
 
+@dataclass(frozen=True)
+class FixMatchConfig(StrongViewsConfig):
+    """The keys that only FixMatch has."""
+    label_ema: float = key(0.0, "EMA's alpha of the teacher that labels the weak views; 0: no "
+                                "teacher, the student labels them itself, as in UniMatch's "
+                                "program; UniMatch V2's has 0.996 (the default with model: dpt)",
+                           low=0, below=1)
+
+
 class FixMatch:
     """L = 1/2 (L_x + L_s). `labeled_weight` is the factor of L_x, 1/2 by default.
 
     L_s is the cross-entropy of the strong view s1 against the network's own labels of the weak
     view. It is summed over the pixels with a confidence of at least `conf_thresh`, and divided by
-    the number of valid pixels.
+    the number of valid pixels. With `label_ema` see `unimatch_v2.py`.
     """
     name = 'fixmatch'
-    Config = StrongViewsConfig
+    Config = FixMatchConfig
     uses_unlabeled = True
     uses_teacher = False
 

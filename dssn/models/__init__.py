@@ -1,13 +1,15 @@
-"""Segmentation networks: `build_model` builds a DeepLabV3+ from a config."""
+"""Segmentation networks: `build_model` builds a DeepLabV3+ or a DPT from a config."""
 
 import torch
 
 from dssn.errors import UserError
 from dssn.models.deeplabv3plus import DeepLabV3Plus
+from dssn.models.dpt import DPT
 from dssn.models.resnet import resnet18, resnet50, resnet101
+from dssn.models.vit import VisionTransformer
 from dssn.models.xception import Xception
 
-__all__ = ['BACKBONES', 'DeepLabV3Plus', 'build_model']
+__all__ = ['BACKBONES', 'DPT', 'ENCODERS', 'DeepLabV3Plus', 'build_model']
 
 BACKBONES = {
     'resnet18': resnet18,
@@ -17,32 +19,57 @@ BACKBONES = {
 }
 
 
+# Of DPT: arguments of `VisionTransformer`, and F and the four channels of the head.
+ENCODERS = {
+    'dinov2_tiny': (dict(width=192), 32, (24, 48, 96, 192)),  # our own, without public weights
+    'dinov2_small': (dict(width=384), 64, (48, 96, 192, 384)),
+    'dinov2_base': (dict(width=768), 128, (96, 192, 384, 768)),
+    'dinov2_large': (dict(width=1024, depth=24, taps=(4, 11, 17, 23)), 256,
+                     (256, 512, 1024, 1024)),
+}
+
+
 def build_model(cfg):
-    """DeepLabV3+ as configured, with random weights (for ImageNet see `dssn.models.pretrained`).
+    """The network of a config, with random weights (public ones: `dssn.models.pretrained`).
 
     Args:
-        cfg: an object with the attributes nclass, backbone, stem, replace_stride_with_dilation
-            (three booleans, for layer2 to layer4), dilations (three integers), decoder_channels,
-            base_channels, checkpoint_backbone and channels_last.
+        cfg: an object with the attributes model, backbone, nclass, checkpoint_backbone and
+            channels_last. With `model: deeplabv3plus` also stem, replace_stride_with_dilation
+            (three booleans, for layer2 to layer4), dilations (three integers), decoder_channels
+            and base_channels; with `model: dpt` also lock_backbone.
 
     Returns:
-        DeepLabV3Plus: float32, on the CPU, in training mode.
+        SegmentationNetwork: float32, on the CPU, in training mode.
 
     Raises:
-        UserError: the backbone is unknown, or a key has a value that Xception does not support.
+        UserError: the backbone is not one of the model, or a key has a value that it does not
+            support.
     """
-    if cfg.backbone not in BACKBONES:
-        raise UserError(f"backbone: {cfg.backbone!r} is unknown; known backbones: "
-                        f"{', '.join(BACKBONES)}")
+    known = ENCODERS if cfg.model == 'dpt' else BACKBONES
+    if cfg.backbone not in known:
+        raise UserError(f"backbone: {cfg.backbone!r} is no backbone of model: {cfg.model}; its "
+                        f"backbones: {', '.join(known)}")
+    model = build_dpt(cfg) if cfg.model == 'dpt' else build_deeplab(cfg)
+    model.backbone.recompute = cfg.checkpoint_backbone
+    return model.to(memory_format=torch.channels_last) if cfg.channels_last else model
+
+
+def build_dpt(cfg):
+    encoder, width, channels = ENCODERS[cfg.backbone]
+    model = DPT(VisionTransformer(**encoder), cfg.nclass, width, channels)
+    if cfg.lock_backbone:
+        model.backbone.requires_grad_(False)
+    return model
+
+
+def build_deeplab(cfg):
     if cfg.backbone == 'xception':
         check_xception_keys(cfg)
         backbone = Xception()
     else:
         backbone = BACKBONES[cfg.backbone](
             cfg.stem, cfg.replace_stride_with_dilation, cfg.base_channels)
-    backbone.recompute = cfg.checkpoint_backbone
-    model = DeepLabV3Plus(backbone, cfg.nclass, cfg.dilations, cfg.decoder_channels)
-    return model.to(memory_format=torch.channels_last) if cfg.channels_last else model
+    return DeepLabV3Plus(backbone, cfg.nclass, cfg.dilations, cfg.decoder_channels)
 
 
 def check_xception_keys(cfg):

@@ -1,4 +1,4 @@
-"""DeepLabV3+: a backbone, an ASPP head, and a decoder that also takes perturbed features.
+"""DeepLabV3+: a backbone, an ASPP head and a decoder.
 
 Source: Chen et al., "Encoder-Decoder with Atrous Separable Convolution" (ECCV 2018). Parameter
 names are those of the public DSSN and UniMatch checkpoints.
@@ -12,9 +12,11 @@ import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 
+from dssn.models.segmentation import SegmentationNetwork, resize
 
-class DeepLabV3Plus(nn.Module):
-    """DeepLabV3+ with feature-level strong views.
+
+class DeepLabV3Plus(SegmentationNetwork):
+    """DeepLabV3+. Its feature maps are (c1, c4).
 
     Args:
         backbone: module that maps images to (c1, c4), with attributes low_channels and
@@ -28,52 +30,13 @@ class DeepLabV3Plus(nn.Module):
         super().__init__()
         low, high = backbone.low_channels, backbone.high_channels
         self.backbone = backbone
+        self.feature_channels = low, high
         self.head = ASPP(high, high // 8, dilations)
         self.reduce = conv_bn_relu(low, 48, 1)
         self.fuse = nn.Sequential(
             *conv_bn_relu(48 + high // 8, decoder_channels, 3),
             *conv_bn_relu(decoder_channels, decoder_channels, 3))
         self.classifier = nn.Conv2d(decoder_channels, nclass, 1)
-
-    def forward(self, images, perturb=0, lean=False, views=2, dropout=0.5):
-        """Logits in the size of the images.
-
-        Args:
-            images (Tensor): float (N, 3, H, W), normalised.
-            perturb (int): U, the number of images, the last ones, that are also predicted from
-                perturbed copies of their features. As in the release the decoder gets the clean
-                features of all N images and the copies of all N images as one batch (3N with two
-                views), so that all share its batch statistics in training mode.
-            lean (bool): perturb only the last U images. The decoder gets one batch of the N - U
-                clean features of the others and the U perturbed ones of each view. The clean
-                features of the U images go through it in a second pass without gradient. The
-                predictions differ only by batch statistics.
-            views (int): number of perturbed copies of each image, at least 1.
-            dropout (float): probability that a copy loses a channel, see `perturbed`.
-
-        Returns:
-            Tensor: logits (N, C, H, W); or, with perturb, the tuple (clean, fp1, fp2, ...) of
-            logits (N, C, H, W) and, for each view, (U, C, H, W). All are float32 under autocast.
-        """
-        c1, c4 = self.backbone(images)
-        size = images.shape[-2:]
-        if not perturb:
-            return resize(as_float(self.decode(c1, c4)), size)
-        n = len(images) - perturb
-        if lean:
-            labeled, *copies = self.decode(*[
-                torch.cat([c[:n]] + perturbed(c[n:], views, dropout)) for c in (c1, c4)]).split(
-                    [n] + views * [perturb])
-            # After the pass with gradient: before PyTorch 2.2 autocast caches the half-precision
-            # weights of the first pass, and those of a pass without gradient transmit no gradient.
-            with torch.no_grad():
-                own = self.decode(c1[n:], c4[n:])
-            clean = torch.cat([labeled, own])
-        else:
-            clean, *copies = self.decode(*[
-                torch.cat([c] + perturbed(c, views, dropout)) for c in (c1, c4)]).chunk(1 + views)
-        logits = resize(as_float(torch.cat([clean] + [fp[-perturb:] for fp in copies])), size)
-        return logits.split([len(images)] + views * [perturb])
 
     def decode(self, c1, c4):
         """Logits (N, C, H/4, W/4) from the two feature maps of the backbone."""
@@ -134,26 +97,6 @@ def normalise_pooled(norm, x):
 def world_size():
     """Number of training processes; 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def perturbed(features, views, dropout=0.5):
-    """A list of `views` copies of features (N, K, h, w) with independent channel dropout.
-
-    Each channel of each copy is 0 with probability `dropout`; the others are divided by
-    1 - dropout. Dropout is a strong augmentation here, not a regulariser, so it also acts in
-    evaluation mode.
-    """
-    return [F.dropout2d(features, p=dropout, training=True) for _ in range(views)]
-
-
-def as_float(logits):
-    """Logits as float32 if autocast made them half precision; losses need the precision."""
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-
-
-def resize(x, size):
-    """Bilinear interpolation of (N, K, h, w) to `size`, corners aligned."""
-    return F.interpolate(x, size=size, mode='bilinear', align_corners=True)
 
 
 def conv_bn_relu(in_channels, out_channels, kernel_size, dilation=1):

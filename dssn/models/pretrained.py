@@ -1,4 +1,6 @@
-"""ImageNet weights for a backbone: path, required content, and loading of the file.
+"""Public weights for a backbone: path, required content, and loading of the file.
+
+ImageNet weights for those of DeepLabV3+, DINOv2's for those of DPT.
 
 The command `python -m dssn weights` is in `dssn.tools.weights`.
 """
@@ -19,6 +21,16 @@ PLAIN_STEM_FILES = {
     'resnet50': 'resnet50-0676ba61.pth',
     'resnet101': 'resnet101-63fe2227.pth',
 }
+DINOV2_FOLDER = 'https://dl.fbaipublicfiles.com/dinov2/'
+# With their SHA-256. Meta publishes none; these are stated by several public projects.
+DINOV2_FILES = {
+    'dinov2_small': ('dinov2_vits14/dinov2_vits14_pretrain.pth',
+                     'b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9'),
+    'dinov2_base': ('dinov2_vitb14/dinov2_vitb14_pretrain.pth',
+                    '0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73'),
+    'dinov2_large': ('dinov2_vitl14/dinov2_vitl14_pretrain.pth',
+                     'd5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428'),
+}
 XCEPTION_SOURCE = ('the ImageNet file of Xception-65 that the README of '
                    'https://github.com/LiheYoung/UniMatch links')
 NARROW_STEM = ("has a deep stem of 32/32/64 channels (as OpenMMLab's v1c); ours has 64/64/128 "
@@ -28,12 +40,12 @@ SHOWN_KEYS = 3  # names of tensors in a message
 
 
 def pretrained_file(backbone, folder='pretrained'):
-    """Path (str) at which the ImageNet weights of `backbone` are expected."""
+    """Path (str) at which the public weights of `backbone` are expected."""
     return os.path.join(folder, backbone + '.pth')
 
 
 def load_backbone_weights(model, backbone, stem, path):
-    """Fill every tensor of `model.backbone` from a file of ImageNet weights, in place.
+    """Fill every tensor of `model.backbone` from a file of public weights, in place.
 
     The file must have the stem of the model: deep, or torchvision's plain one. Its tensors may be
     at any place in the file, with any prefix, see `choose_weights`. The
@@ -41,9 +53,9 @@ def load_backbone_weights(model, backbone, stem, path):
     model is unchanged.
 
     Args:
-        model (DeepLabV3Plus): the model to fill.
-        backbone (str): name of its backbone, a key of `BACKBONES`.
-        stem (str): its stem, 'deep' or 'plain' (no effect for xception).
+        model (SegmentationNetwork): the model to fill.
+        backbone (str): name of its backbone, a key of `BACKBONES` or `ENCODERS`.
+        stem (str): its stem, 'deep' or 'plain' (of ResNets alone).
         path (str): the file.
 
     Raises:
@@ -54,11 +66,25 @@ def load_backbone_weights(model, backbone, stem, path):
     own = model.backbone.state_dict()
     tensors, _ = choose_weights(read_torch_file(path), path, own)
     tensors = {name: value for name, value in tensors.items() if not name.startswith('fc.')}
-    if backbone != 'xception':
+    check_registers(tensors, path)
+    if has_stem(backbone):
         check_stem(tensors, own, stem, path)
     check_fit(tensors, own, backbone, stem, path)
     # Not strict, since num_batches_tracked may be missing; check_fit has checked the rest.
     model.backbone.load_state_dict(tensors, strict=False)
+
+
+def has_stem(backbone):
+    """Whether a backbone has a stem of several forms, 'deep' or 'plain'."""
+    return backbone.startswith('resnet')
+
+
+def check_registers(tensors, path):
+    """Raise a UserError for DINOv2's networks with registers, which need them and are not here."""
+    if 'register_tokens' in tensors:
+        raise UserError(f'{path}: a DINOv2 with registers (its tensor register_tokens); the '
+                        'networks here have none: take the file without them, such as '
+                        f"{DINOV2_FILES['dinov2_base'][0].rpartition('/')[2]}")
 
 
 def check_stem(tensors, own, stem, path):
@@ -93,7 +119,7 @@ def check_fit(tensors, own, backbone, stem, path):
         ('missing', missing), ('unexpected', unexpected), ('of another shape', mismatching))
         if names]
     if found:
-        form = backbone if backbone == 'xception' else f'{backbone} with stem: {stem}'
+        form = f'{backbone} with stem: {stem}' if has_stem(backbone) else backbone
         note = width_note(own) if mismatching else ''
         if not missing and not mismatching:
             note = f'; `{COMMAND} convert` removes tensors that the network does not have'
@@ -121,6 +147,12 @@ def shape_of(tensor):
 
 def missing_file_message(backbone, stem, path):
     """The error for a missing file: its expected content, and the commands to get it."""
+    if backbone.startswith('dinov2_'):
+        known = (f'no such file. Get it with `{COMMAND} fetch {backbone}` '
+                 f'({source_url(backbone)}); or put that file there'
+                 if backbone in DINOV2_FILES else
+                 f'no such file, and there are no public weights of {backbone}')
+        return f'{path}: {known}; or set `pretrained: false` to train from scratch'
     ways = []
     if stem == 'deep' and backbone in DEEP_STEM_FILES:
         ways.append(f'`{COMMAND} fetch {backbone}` ({source_url(backbone, stem)}, deep stem, '
@@ -135,8 +167,10 @@ def missing_file_message(backbone, stem, path):
             f"{'; or '.join(ways)}; or set `pretrained: false` to train from scratch")
 
 
-def source_url(backbone, stem):
-    """URL of the public ImageNet weights with this stem, or None if there are none."""
+def source_url(backbone, stem=None):
+    """URL of the public weights, of ResNets with this stem, or None if there are none."""
+    if backbone in DINOV2_FILES:
+        return DINOV2_FOLDER + DINOV2_FILES[backbone][0]
     folder, files = ((GLUON_FOLDER, DEEP_STEM_FILES) if stem == 'deep' else
                      (TORCHVISION_FOLDER, PLAIN_STEM_FILES))
     return folder + files[backbone] if backbone in files else None

@@ -246,7 +246,8 @@ def load_weights(model, state, path, new_classifier=False):
     state = dict(state)
     left = []
     if new_classifier:
-        left = [name for name in own if name.startswith('classifier.') and name in state
+        last = getattr(model, 'classifier_name', 'classifier') + '.'
+        left = [name for name in own if name.startswith(last) and name in state
                 and state[name].shape != own[name].shape]
         for name in left:
             state.pop(name)
@@ -262,7 +263,7 @@ def load_weights(model, state, path, new_classifier=False):
     if problems:
         alone = ', or save the network without the unknown tensors' if extra else ''
         raise UserError(f'{path}: weights of another architecture: {"; ".join(problems)}; build '
-                        'the network as in the config of the checkpoint (backbone, stem, '
-                        f'decoder_channels, base_channels, nclass){alone}')
+                        'the network as in the config of the checkpoint (model, backbone, '
+                        f'stem, decoder_channels, base_channels, nclass){alone}')
     model.load_state_dict(state, strict=False)
     return left

@@ -88,7 +88,9 @@ class Watch:
         own = None
         if self.with_ground_truth and terms.labels:
             own = self.ground_truth(batch.unlabeled, epoch, UNLABELED)
-            partner = self.ground_truth(batch.partner, epoch, PARTNER)
+            # With `cutmix_partner: batch` partners are weak views of the batch itself.
+            partner = self.ground_truth(batch.partner, epoch, UNLABELED
+                                        if self.cfg.cutmix_partner == 'batch' else PARTNER)
             self.log.scalars(ground_truth_scalars(terms.labels, batch.unlabeled, own, partner,
                                                   self.names), step)
         most = self.cfg.panel_images

@@ -49,7 +49,8 @@ def state_of(run):
     """The state of a `Run` on rank 0; None on other ranks. All ranks must call it."""
     world, networks, progress = run.world, run.networks, run.progress
     statistics = {}
-    if world.has_plain_bn and progress.step % run.loader.steps_per_epoch:
+    if world.has_plain_bn and unwrap(networks.student).batch_statistics \
+            and progress.step % run.loader.steps_per_epoch:
         for name, network in (('model', unwrap(networks.student)), ('teacher', networks.teacher)):
             if network is not None:
                 statistics[name] = world.rows(get_statistics(network))

@@ -10,7 +10,7 @@ from dssn import config, distributed, precision
 from dssn.batch import normalise
 from dssn.data.datasets import EvalSet
 from dssn.data.loaders import count_workers
-from dssn.inference.evaluation import evaluate, predict_windows
+from dssn.inference.evaluation import evaluate, predict_whole, predict_windows
 from dssn.labels import IGNORE
 from dssn.models import build_model
 from dssn.run.machine import machine
@@ -77,7 +77,7 @@ def plain(models, cfg, samples, device):
                 output = predict_windows(network, x, cfg.crop_size)
             else:
                 with precision.varying_sizes():
-                    output = network(x)
+                    output = predict_whole(network, x)
             prediction, label = output.argmax(1).cpu().numpy(), label.numpy()
             prediction[label == IGNORE] = IGNORE
             bins, ends = np.arange(cfg.nclass + 1), (0, cfg.nclass)

@@ -41,14 +41,18 @@ LINE = re.compile(r'^tests/test_gpu\.py::(\S+) (PASSED|FAILED|SKIPPED|ERROR)(?: 
                   re.MULTILINE)
 
 PASCAL, CITYSCAPES = 'configs/pascal.yaml', 'configs/cityscapes.yaml'
+DINOV2 = 'configs/pascal_dinov2.yaml'  # crop 518
 R50, R101, LARGE = 'backbone=resnet50', 'backbone=resnet101', 'batch_size=8'
 TF32, HALF, LAST = 'tf32=true', 'amp=bf16', 'channels_last=true'
+VIT_S, V2 = ['backbone=dinov2_small', 'batch_size=2'], 'method=unimatch_v2'
 # (name, config, keys, seconds needed), most decisive first.
 STEPS = [
     ('ResNet-50, 2 + 2, TF32 in convolutions', PASCAL, [R50, 'tf32=auto'], 18),
     ('ResNet-50, 2 + 2, bf16, channels_last', PASCAL, [R50, HALF, LAST], 18),
     ('ResNet-101, 8 + 8, TF32', PASCAL, [R101, LARGE, TF32], 25),
     ('ResNet-101, 8 + 8, bf16, channels_last', PASCAL, [R101, LARGE, HALF, LAST], 25),
+    ('DINOv2-S, crop 518, 2 + 2, bf16', DINOV2, [*VIT_S, HALF], 18),
+    ('DINOv2-S, crop 518, 2 + 2, UniMatch V2, bf16', DINOV2, [*VIT_S, V2, HALF], 18),
     ('ResNet-50, 2 + 2, float32', PASCAL, [R50, 'tf32=false'], 18),
     ('ResNet-50, 2 + 2, bf16', PASCAL, [R50, HALF], 18),
     ('ResNet-50, 2 + 2, bf16, channels_last, lean', PASCAL, [R50, HALF, LAST, 'lean=true'], 18),
@@ -57,6 +61,7 @@ COMPILED = ('ResNet-50, 2 + 2, bf16, channels_last, compile', PASCAL,
             [R50, HALF, LAST, 'compile=true'], 70)
 OTHERS = [
     ('ResNet-50, 2 + 2, TF32', PASCAL, [R50, TF32], 18),
+    ('DINOv2-S, crop 518, 2 + 2, TF32', DINOV2, [*VIT_S, TF32], 18),
     ('ResNet-101, 2 + 2, bf16, channels_last', PASCAL, [R101, HALF, LAST], 20),
     ('ResNet-50, 8 + 8, bf16, channels_last', PASCAL, [R50, LARGE, HALF, LAST], 20),
     ('Cityscapes, crop 801, ResNet-50, 2 + 2, bf16, channels_last', CITYSCAPES, [HALF, LAST], 25),
@@ -65,6 +70,7 @@ OTHERS = [
 ]
 # In a rehearsal these keys replace the backbone, and a batch of 8 becomes one of 4.
 SMALL = ['backbone=resnet18', 'base_channels=8', 'decoder_channels=16', 'crop_size=65', 'workers=0']
+SMALL_VIT = ['backbone=dinov2_tiny', 'crop_size=70', 'workers=0']
 NOT_REHEARSED = [
     'compile=true with inductor: the test uses another backend, the benchmark is left out',
     'the kernels of SyncBatchNorm, and NCCL (gloo is used instead)',
@@ -199,7 +205,7 @@ def step(folder, rehearse, name, config, keys, needs, limit=None):
     keys = ['pretrained=false', *keys]
     if rehearse:
         keys = [key.replace(LARGE, 'batch_size=4') for key in keys
-                if not key.startswith('backbone=')] + SMALL
+                if not key.startswith('backbone=')] + (SMALL_VIT if config == DINOV2 else SMALL)
     command = bench('step') + ['--config', config, '--no-parts', '--rounds',
                                '1' if rehearse else '8', '--set', *keys]
     return json_part(folder, name, command, 5 if rehearse else needs, limit or 90, rehearse,

@@ -132,6 +132,7 @@ class PlainSet(Dataset):
         if indices.unlabeled is None:
             return Batch(labeled, None, None)
         return Batch(labeled, self.unlabeled_row(indices.unlabeled, UNLABELED, indices),
+                     None if indices.partner is None else
                      self.unlabeled_row(indices.partner, PARTNER, indices))
 
     def open_image(self, sample):

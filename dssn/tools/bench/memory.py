@@ -24,8 +24,9 @@ def add_arguments(parser):
     PyTorch allocated. On a CPU it is the peak of resident memory minus that of the program without
     networks, and time is processor time, so that other programs have little effect.
 
-    --computed computes the peak of all tensors that exist at the same time instead, on any machine
-    and without times. A GPU's other memory (context, workspaces, gaps) is not included.
+    --computed computes the peak of all tensors that exist at the same time instead, on any machine,
+    and in place of the time the floating-point operations of a step. A GPU's other memory (context,
+    workspaces, gaps) is not included.
     """
     add_config_options(parser)
     parser.add_argument('--rounds', type=positive_number, default=3,
@@ -54,16 +55,17 @@ def on_gpu(cfg):
 
 
 def compute(args, keys):
-    """The result of `measure`, computed, without time."""
-    from dssn.tools.bench.computed_memory import computed_peak
-    peak = computed_peak(config.load(args.config, None, args.assignments + keys))
-    return {'seconds': None, 'step_memory_mib': round(peak, 1), 'machine': 'computed'}
+    """The result of `measure`, computed, with operations in place of the time."""
+    from dssn.tools.bench.computed_memory import computed_step
+    peak, tflop = computed_step(config.load(args.config, None, args.assignments + keys))
+    return {'seconds': None, 'step_tflop': tflop, 'step_memory_mib': round(peak, 1),
+            'machine': 'computed'}
 
 
 def option_lines(cfg):
     """Lists of assignments: no option, each option alone, and all options."""
-    single = ['checkpoint_backbone=true']
-    if getattr(cfg, 'feature_views', 0):
+    single = [] if cfg.lock_backbone else ['checkpoint_backbone=true']
+    if getattr(cfg, 'feature_views', 0) and cfg.model != 'dpt':
         single.append('lean=true')
     if cfg.most_parts > 1:
         single.append(f'accumulate={cfg.most_parts}')
@@ -105,13 +107,13 @@ def measure(args, keys):
 def print_last_line(cfg, lines):
     """Print the last line of the table; before the first one its head."""
     first, line = lines[0], lines[-1]
-    timed = line['seconds'] is not None
+    cost, unit, form = ('step_tflop', 'TFLOP', '.3g') if line['seconds'] is None else \
+        ('seconds', 'seconds', '.2f')
     if len(lines) == 1:
         print(f"{line['machine']}\n{cfg.method}, {cfg.backbone}, crop {cfg.crop_size}, "
               f'{cfg.nclass} classes, batch {batch_text(cfg)}\n\n'
-              '| options | peak memory, MiB | of plain |'
-              + (' seconds a step | of plain |' if timed else '')
-              + '\n|---|---|---|' + ('---|---|' if timed else ''))
-    time = f" {line['seconds']:.2f} | {line['seconds'] / first['seconds']:.2f} |" if timed else ''
+              f'| options | peak memory, MiB | of plain | {unit} a step | of plain |\n'
+              '|---|---|---|---|---|')
     print(f"| {', '.join(line['keys']) or 'plain'} | {line['step_memory_mib']:.0f} | "
-          f"{line['step_memory_mib'] / first['step_memory_mib']:.2f} |{time}", flush=True)
+          f"{line['step_memory_mib'] / first['step_memory_mib']:.2f} | {line[cost]:{form}} | "
+          f'{line[cost] / first[cost]:.2f} |', flush=True)

@@ -262,7 +262,7 @@ def random_batch(cfg, with_unlabeled):
     unlabeled, partner = [
         Unlabeled(images(b), images(b), images(b), valid, *boxes, torch.arange(b))
         for _ in range(2)]
-    return Batch(labeled, unlabeled, partner)
+    return Batch(labeled, unlabeled, None if cfg.cutmix_partner == 'batch' else partner)
 
 
 def batch_text(cfg):

@@ -6,7 +6,7 @@ import torch
 
 from dssn import methods
 from dssn.errors import Stopped, UserError
-from dssn.models import pretrained
+from dssn.models import ENCODERS, pretrained
 from dssn.run.machine import machine
 from dssn.tools.arguments import positive_amount, positive_number
 from dssn.tools.data.shapes import render_dataset
@@ -31,10 +31,14 @@ LIST_OPTIONS = ('labeled', 'unlabeled', 'unlabeled_with_masks', 'val', 'all_labe
 REQUIRED = ('config', 'labeled', 'unlabeled', 'val')  # options that own images need, all of them
 LENGTH_KEYS = ('epochs', 'epoch_steps', 'eval_every')  # config keys that the number of steps sets
 # As in experiments/shapes.yaml: after so few steps from scratch the confidence is still low.
-SHAPES_KEYS = ['fixmatch.conf_thresh=0.8', 'unimatch.conf_thresh=0.8']
+SHAPES_KEYS = [f'{method}.conf_thresh=0.8' for method in ('fixmatch', 'unimatch', 'unimatch_v2')]
 SHAPES_SUPERVISED_LR = 0.025
 GPU_KEYS = ['amp=bf16', 'channels_last=true']
-REHEARSAL_KEYS = ['device=cpu', 'crop_size=33', 'batch_size=2', 'decoder_channels=8']
+# With weights of DINOv2: its network, with the optimizer and the rates of UniMatch V2.
+DINOV2_KEYS = {'model': 'dpt', 'optimizer': 'adamw', 'lr': 0.000005, 'lr_multi': 40}
+DINOV2_CROP, DINOV2_CROP_ON_SHAPES = 518, 70
+REHEARSAL_KEYS = ['device=cpu', 'batch_size=2']
+SMALL_SIZES, SMALL_DINOV2_SIZES = ['crop_size=33', 'decoder_channels=8'], ['crop_size=42']
 SMALL_NETWORK = ['backbone=resnet18', 'base_channels=4', 'pretrained=false']
 
 
@@ -81,7 +85,8 @@ def add_arguments(parser):
     parser.add_argument('--all-labeled', metavar='A', help='id list of all images that have a '
                         'mask; without it the run on all of them is left out')
     parser.add_argument('--weights', metavar='W', help='file of pretrained weights, float16 is '
-                        'possible; it decides backbone and stem')
+                        'possible; it decides model, backbone and stem; with DINOv2 also crop_size '
+                        '518 and the optimizer with its rates, if --set gives no others')
     parser.add_argument('--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE',
                         dest='assignments', help='config keys, as for `run`')
     parser.add_argument('--runs', metavar='FOLDER', help='folder of the runs and their checkpoints '
@@ -211,13 +216,17 @@ def choose_assignments(args, experiment):
         found['all_labeled.labeled_id_path'] = args.all_labeled
     if args.weights:
         found.update(pretrained=True, **install_weights(args.weights))
+    on_dinov2 = 'model' in found
+    if on_dinov2:
+        found['crop_size'] = DINOV2_CROP if args.labeled else DINOV2_CROP_ON_SHAPES
     assignments = [f'{key}={assignment_text(value)}' for key, value in found.items()]
     if not args.labeled:
         assignments += SHAPES_KEYS + [
             f'{variant}.lr={SHAPES_SUPERVISED_LR}' for variant in experiment.variants
-            if not method_of(experiment, variant).uses_unlabeled]
+            if not on_dinov2 and not method_of(experiment, variant).uses_unlabeled]
     if args.rehearse:
-        assignments += REHEARSAL_KEYS + ([] if args.weights else SMALL_NETWORK)
+        assignments += REHEARSAL_KEYS + (SMALL_DINOV2_SIZES if on_dinov2 else SMALL_SIZES) \
+            + ([] if args.weights else SMALL_NETWORK)
     else:
         assignments += GPU_KEYS
     return assignments + args.assignments
@@ -228,4 +237,6 @@ def install_weights(path):
     found = read_weights_file(path)
     folder = os.path.dirname(pretrained.pretrained_file(found.backbone))
     store(path, os.path.basename(path), found, None, folder)
-    return {'backbone': found.backbone, 'stem': found.stem, 'base_channels': found.width}
+    if found.backbone in ENCODERS:
+        return {'backbone': found.backbone, **DINOV2_KEYS}
+    return {'backbone': found.backbone, 'stem': found.stem or 'deep', 'base_channels': found.width}

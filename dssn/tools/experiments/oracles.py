@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from dssn import methods
-from dssn.keys import ViewsConfig
+from dssn.keys import PartnerConfig
 from dssn.labels import IGNORE
 from dssn.methods.dssn import DSSNConfig
 from dssn.methods.dssn_ablations import AblatedDSSN
@@ -65,13 +65,14 @@ def dssn_key(name):
 
 
 @dataclass(frozen=True)
-class StrongSupervisedConfig(ViewsConfig):
+class StrongSupervisedConfig(PartnerConfig):
     """DSSN's keys, without those about pseudo-labels."""
     # Constants, not keys: every pixel is selected and has its true class.
     selection, feature_labels, watch_truth = 'none', 'student', False
     num_aug: int = dssn_key('num_aug')
     flag_use_random_num_sampling: bool = dssn_key('flag_use_random_num_sampling')
     beta: float = dssn_key('beta')
+    ema_ramp: bool = dssn_key('ema_ramp')
     warm_up_epochs: int = dssn_key('warm_up_epochs')
     teacher_bn: str = dssn_key('teacher_bn')
     image_views: int = dssn_key('image_views')
@@ -79,9 +80,10 @@ class StrongSupervisedConfig(ViewsConfig):
     contrast: bool = dssn_key('contrast')
     contrast_weight: float = dssn_key('contrast_weight')
     feature_dropout: float = dssn_key('feature_dropout')
+    feature_pair: str = dssn_key('feature_pair')
     lean: bool = dssn_key('lean')
 
-    check = DSSNConfig.check
+    check, complementary = DSSNConfig.check, DSSNConfig.complementary
 
 
 class StrongSupervised(OracleLabels):

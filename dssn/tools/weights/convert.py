@@ -1,8 +1,8 @@
-"""`python -m dssn weights convert`: copies ImageNet weights from a file."""
+"""`python -m dssn weights convert`: copies the weights of a backbone from a file."""
 import os
 
 from dssn.errors import UserError
-from dssn.models import BACKBONES
+from dssn.models import BACKBONES, ENCODERS
 from dssn.tools.weights.contents import read_weights_file
 from dssn.tools.weights.store import backbone_text, store
 
@@ -13,7 +13,7 @@ def add_arguments(parser):
         python -m dssn weights convert resnet50-0676ba61.pth
     """
     parser.add_argument('file', metavar='FILE')
-    parser.add_argument('--backbone', choices=list(BACKBONES),
+    parser.add_argument('--backbone', choices=[*BACKBONES, *ENCODERS],
                         help='backbone that the file must contain (default: any)')
     parser.add_argument('--stem', choices=('deep', 'plain'),
                         help='stem that the file must have (default: any)')

@@ -1,4 +1,4 @@
-"""`python -m dssn weights fetch`: downloads public ImageNet weights."""
+"""`python -m dssn weights fetch`: downloads public weights."""
 import http.client
 import os
 import signal
@@ -13,19 +13,21 @@ from dssn.tools.weights.contents import is_loadable, read_weights_file, verify_s
 from dssn.tools.weights.store import print_ready, store
 
 TIMEOUT = 30          # seconds without a byte after which a download fails
-LARGEST = 2 ** 30     # bytes; the files have 45 to 180 MB
+LARGEST = 2 ** 31     # bytes; the files have 45 MB to 1.2 GB
 PIECE = 2 ** 18       # bytes that are read at once
 
 
 def add_arguments(parser):
-    """Download public ImageNet weights for a backbone into the folder pretrained/.
+    """Download public weights for a backbone into the folder pretrained/.
 
         python -m dssn weights fetch resnet101
         python -m dssn weights fetch resnet50 --stem plain
+        python -m dssn weights fetch dinov2_small
     """
-    parser.add_argument('name', metavar='BACKBONE', help=', '.join(pretrained.PLAIN_STEM_FILES))
+    parser.add_argument('name', metavar='BACKBONE', help=', '.join(fetchable()))
     parser.add_argument('--stem', choices=('deep', 'plain'),
-                        help='default: deep, or plain if no public file has a deep stem')
+                        help='of a ResNet; default: deep, or plain if no public file has a deep '
+                             'stem')
     parser.add_argument('--folder', default='pretrained',
                         help='folder to write into (default: %(default)s)')
 
@@ -39,16 +41,23 @@ def run(args):
         signal.signal(signal.SIGTERM, before)
 
 
+def fetchable():
+    """Names of the backbones with public weights."""
+    return [*pretrained.PLAIN_STEM_FILES, *pretrained.DINOV2_FILES]
+
+
 def fetch(args):
-    stem = args.stem or ('deep' if args.name in pretrained.DEEP_STEM_FILES else 'plain')
+    stem = args.stem
+    if not stem and pretrained.has_stem(args.name):
+        stem = 'deep' if args.name in pretrained.DEEP_STEM_FILES else 'plain'
     name = checked_name(args.name, stem)
     path = pretrained.pretrained_file(name, args.folder)
     if os.path.exists(path):
         found = read_weights_file(path)
         if not is_loadable(found) or (found.backbone, found.stem) != (name, stem):
-            raise UserError(f'{path}: already exists, but is not {name} with a {stem} stem that '
-                            'training can load (see `check`); move it away, or give another '
-                            '--folder')
+            form = f'{name} with a {stem} stem' if stem else name
+            raise UserError(f'{path}: already exists, but is not {form} that training can load '
+                            '(see `check`); move it away, or give another --folder')
         print_ready(path, found, 'already exists')
         return 0
     url = pretrained.source_url(name, stem)
@@ -74,8 +83,13 @@ def checked_name(name, stem):
     if name == 'xception':
         raise UserError(f'xception: no address to fetch it from is known; take '
                         f'{pretrained.XCEPTION_SOURCE}, then `{pretrained.COMMAND} convert FILE`')
-    if name not in pretrained.PLAIN_STEM_FILES:
-        raise UserError(f"{name}: unknown; known: {', '.join(pretrained.PLAIN_STEM_FILES)}")
+    if name == 'dinov2_tiny':
+        raise UserError('dinov2_tiny: has no public weights; train it with `pretrained: false`, or '
+                        f"fetch {', '.join(pretrained.DINOV2_FILES)}")
+    if name not in fetchable():
+        raise UserError(f"{name}: unknown; known: {', '.join(fetchable())}")
+    if stem and not pretrained.has_stem(name):
+        raise UserError(f'{name}: has no stem; leave --stem {stem} out')
     if pretrained.source_url(name, stem) is None:
         raise UserError(f'{name}: there are no public weights with a {stem} stem; leave --stem '
                         'out, and set `stem: plain` in the config')

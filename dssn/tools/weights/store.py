@@ -59,8 +59,8 @@ def write_file(path, content):
 
 
 def backbone_text(found):
-    """'resnet50, deep stem'."""
-    return 'xception' if found.backbone == 'xception' else f'{found.backbone}, {found.stem} stem'
+    """'resnet50, deep stem', 'xception'."""
+    return f'{found.backbone}, {found.stem} stem' if found.stem else found.backbone
 
 
 def print_ready(path, found, words):

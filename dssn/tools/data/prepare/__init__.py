@@ -3,11 +3,11 @@ import argparse
 import os
 
 from dssn.tools.arguments import help_text, positive_number
-from dssn.tools.data.prepare import camvid, cityscapes, coco, idd_lite, pascal
+from dssn.tools.data.prepare import ade20k, camvid, cityscapes, coco, idd_lite, pascal
 from dssn.tools.data.prepare.plan import LINKS, run_plan
 
-SETS = {'pascal': pascal, 'cityscapes': cityscapes, 'coco': coco, 'camvid': camvid,
-        'idd_lite': idd_lite}
+SETS = {'pascal': pascal, 'cityscapes': cityscapes, 'coco': coco, 'ade20k': ade20k,
+        'camvid': camvid, 'idd_lite': idd_lite}
 
 
 def add_arguments(parser):
