@@ -39,9 +39,9 @@ def add_arguments(parser):
         sub.add_argument('source', metavar='SOURCE', help=module.SOURCE)
         sub.add_argument('--out', required=True, metavar='FOLDER',
                          help='folder for masks, list and classes')
-        sub.add_argument('--images', metavar='FOLDER',
-                         help='folder of the images, searched with its subfolders (default: that '
-                              'of SOURCE)')
+        sub.add_argument('--images', metavar='FOLDER', required=name == 'colours',
+                         help='folder of the images, searched with its subfolders'
+                              + ' (default: that of SOURCE)' * (name != 'colours'))
         sub.add_argument('--data-root', metavar='FOLDER',
                          help='folder that the list will be relative to (default: the closest one '
                               'that holds the images and --out)')
@@ -70,9 +70,8 @@ def run(args):
     annotations = FORMATS[args.format].read(args)
     classes = choose_classes(annotations, args)
     kept = [item for item in annotations.images if item.shapes or args.keep_empty]
-    base = args.images or (args.source if os.path.isdir(args.source)
-                           else os.path.dirname(args.source) or '.')
-    paths = find_images(kept, base)
-    written = write_all(args, annotations, classes, kept, paths, base)
+    own = args.source if os.path.isdir(args.source) else os.path.dirname(args.source) or '.'
+    paths = find_images(kept, args.images or own, own)
+    written = write_all(args, annotations, classes, kept, paths, args.images or own)
     report(args, annotations, classes, len(annotations.images) - len(kept), written)
     return 0

@@ -3,14 +3,18 @@ import os
 from collections import defaultdict
 
 from dssn.data.folders import IMAGE_ENDINGS, visible_files
+from dssn.data.lists import leads_outside
 from dssn.errors import UserError
 
 
-def find_images(items, folder):
+def find_images(items, folder, own):
     """The paths of the images of `Annotated`s, in their order.
 
-    The file is FOLDER/name, or else the only file with this name in the folder or a subfolder. A
-    name without an ending is that of an image of any format.
+    The file is FOLDER/name, or else OWN/name, or else the only file with this name in the folder or
+    a subfolder. A name without an ending is that of an image of any format.
+
+    Args:
+        folder: that of --images. own: that of the annotations.
 
     Raises:
         UserError: there is no file, or there are several; or an image has two annotations.
@@ -18,8 +22,12 @@ def find_images(items, folder):
     by_name = None
     paths, missing, seen = [], [], {}
     for item in items:
-        path = os.path.join(folder, os.path.normpath(item.image))
-        if not os.path.isfile(path):
+        name = os.path.normpath(item.image)
+        places = [os.path.join(own, name)]
+        if not leads_outside(name):
+            places.insert(0, os.path.join(folder, name))
+        path = next(filter(os.path.isfile, places), None)
+        if path is None:
             by_name = by_name or files_by_name(folder)
             path = only_file(item, by_name, folder)
         if path is None:
