@@ -594,17 +594,29 @@ def test_files_of_datumaro(desk):
     bitmap = np.zeros((HEIGHT, WIDTH), bool)
     bitmap[15:18, 20:24] = BITMAP
     shapes = [datumaro.Polygon([0, 0, 16, 0, 16, 24, 0, 24], label=0, z_order=0),
-              datumaro.Bbox(4, 6, 8, 10, label=1, z_order=1),
+              datumaro.Polygon([4, 6, 12, 6, 12, 16, 4, 16], label=1, z_order=1),
               datumaro.Mask(bitmap, label=2, z_order=2)]
     photo = datumaro.Image.from_numpy(data=np.zeros((HEIGHT, WIDTH, 3), np.uint8))
     dataset = datumaro.Dataset.from_iterable(
         [datumaro.DatasetItem(id='a', media=photo, annotations=shapes,
                               attributes={'frame': 0})], categories=['road', 'car', 'pole'])
     expected = mask_of((0, box(0, 0, 16, 24)), (1, box(4, 6, 12, 16)), (2, bitmap))
-    dataset.export(str(desk.root / 'cvat'), 'cvat', save_media=True, image_ext='.png')
-    source = next((desk.root / 'cvat').glob('*.xml'))
-    assert desk.masks('cvat', source) == 0
+    colours = {'background': (0, 0, 0), 'road': (128, 64, 128), 'car': (0, 0, 142),
+               'pole': (9, 9, 9)}
+    for form in ('cvat', 'coco_instances', 'voc_segmentation'):
+        more = {'label_map': {name: [colour, [], []] for name, colour in colours.items()}} \
+            if form == 'voc_segmentation' else {}
+        dataset.export(str(desk.root / form), form, save_media=True, image_ext='.png', **more)
+    assert desk.masks('cvat', next((desk.root / 'cvat').glob('*.xml'))) == 0
     assert (desk.mask() == expected).all()
+    source = next((desk.root / 'coco_instances' / 'annotations').glob('*.json'))
+    assert desk.masks('coco', source, '--classes', 'road,car,pole') == 0
+    assert (desk.mask() == expected).all()
+    # The format that CVAT calls 'Segmentation mask 1.1'.
+    source = desk.root / 'voc_segmentation'
+    assert desk.masks('colours', source, '--classes', 'road,car,pole', '--map',
+                      'background=ignore') == 0
+    assert (desk.mask()[bitmap] == 2).all()
 
 
 def test_files_of_labelme(desk):

@@ -44,7 +44,8 @@ def read_shape(item, path, names):
     with explained(place, REMEDY):
         segmentation = item.get('segmentation')
         if not segmentation:
-            raise UserError(f'{place}: has no segmentation, only a box; {REMEDY}')
+            raise UserError(f'{place}: is only a box; draw it as a polygon, or export in a format '
+                            'of the tool itself, such as CVAT for images 1.1')
         if isinstance(segmentation, list):
             segmentation = [ring_of(numbers) for numbers in segmentation]
         if item['category_id'] not in names:
