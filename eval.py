@@ -34,7 +34,6 @@ import os
 import sys
 import time
 
-from dssn import config
 from dssn.data.classes import colours_of_classes, names_of_classes
 from dssn.errors import UserError, escape_output, status_without_reader
 from dssn.models.weights import (
@@ -137,7 +136,9 @@ def main(argv=None):
     escape_output()
     args = parse_arguments(argv)
     content = read_torch_file(args.checkpoint)
-    cfg = read_config(args, content)
+    from dssn.inference.network import read_config
+    cfg = read_config(content, args.checkpoint, args.config, {'val_id_path': args.id_path},
+                      args.assignments)
 
     from dssn import distributed, precision
     from dssn.data.check.quick import some_bands_problems
@@ -279,26 +280,6 @@ def prediction_setting(args, cfg, model, role):
         '--confidence': args.confidence, '--probabilities': args.probabilities,
         'classes': names_of_classes(cfg), 'colours': [*map(list, colours_of_classes(cfg))],
     }
-
-
-def read_config(args, content):
-    """The config from --config, or the one in the checkpoint.
-
-    Raises:
-        UserError: there is no valid config.
-    """
-    overrides = {'val_id_path': args.id_path}
-    if args.config:
-        return config.load(args.config, overrides, args.assignments)
-    if not isinstance(content, dict) or not isinstance(content.get('config'), dict):
-        raise UserError(f'{args.checkpoint}: contains no config; give the one it was trained with: '
-                        '--config configs/....yaml')
-    # Settings in a checkpoint are not trusted: the user must set `allow_outside`.
-    values = dict(content['config'], allow_outside=False)
-    if isinstance(values.get('classes'), str):
-        raise UserError(f'{args.checkpoint}: `classes` in its config is not a list of names; give '
-                        'a config: --config configs/....yaml')
-    return config.from_dict(values, args.checkpoint, overrides, args.assignments)
 
 
 def write_json(args, cfg, names, absent, result, seconds):
