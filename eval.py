@@ -6,6 +6,7 @@
     python eval.py --checkpoint latest.pth --weights both --scales 0.75 1 1.25 --flip
     python eval.py --checkpoint best.pth --images photos --save-dir predictions
     python eval.py --checkpoint best.pth --images a.jpg 'more/*.png' --save-dir predictions
+    python eval.py --checkpoint best.pth --images photos --save-dir predictions --export labelme
 
 Checkpoints of this project contain their config; for others give --config. With several processes
 (torchrun, srun) each image is still counted once. With --scales or --flip the probabilities of
@@ -26,6 +27,10 @@ Images of up to 2048 x 2048 pixels are predicted by the protocol of the config (
 whole images). Larger images are predicted in overlapping tiles, which are blended: --tile and
 --overlap set their size. Large TIFF files are read in parts, and geo-referenced ones keep their
 coordinates, if rasterio is installed (pip install rasterio).
+
+--export also writes the predictions as polygons for an annotation tool, into D/labelme,
+D/cvat/annotations.xml or D/coco/instances.json. `python -m dssn masks` makes masks of the corrected
+files.
 """
 import argparse
 import copy
@@ -36,6 +41,7 @@ import time
 
 from dssn.data.classes import colours_of_classes, names_of_classes
 from dssn.errors import UserError, escape_output, status_without_reader
+from dssn.inference.annotations import FORMATS
 from dssn.models.weights import (
     checksum,
     choose_weights,
@@ -44,7 +50,7 @@ from dssn.models.weights import (
     read_torch_file,
     roles_held,
 )
-from dssn.tools.arguments import number, positive_number, whole_number
+from dssn.tools.arguments import between, number, positive_number, whole_number
 from dssn.tools.experiments import oracles  # noqa: F401, registers its methods
 
 
@@ -100,15 +106,30 @@ def add_prediction_arguments(group):
                             'PNG, with 8 (default) or 16 bits')
     group.add_argument('--probabilities', nargs='?', const='uint8', choices=('uint8', 'uint16'),
                        help='also write the probabilities of all classes, as .npz')
+    group.add_argument('--export', choices=FORMATS,
+                       help='also write the predictions as polygons for this annotation tool')
+    group.add_argument('--tolerance', type=between(0, 1000), metavar='PIXELS',
+                       help='of --export: largest distance of a polygon from the border of its '
+                            'pixels (default: 0.5); above 0.35 pixels at borders may change')
+    group.add_argument('--min-area', type=whole_number, metavar='PIXELS',
+                       help='of --export: a region of fewer pixels joins its largest neighbour '
+                            '(default: 10)')
+    group.add_argument('--min-confidence', type=between(0, 1), metavar='FRACTION',
+                       help='of --export: only where the predicted class has at least this '
+                            'probability (default: 0, everywhere)')
     group.add_argument('--every', type=positive_number, metavar='N',
                        help='of a video, predict every N-th frame (default: 1)')
 
 
 def check_prediction_arguments(parser, args):
     """End with an error if the options of --images do not fit together."""
-    for flag in ('tile', 'overlap', 'confidence', 'probabilities', 'every'):
+    for flag in ('tile', 'overlap', 'confidence', 'probabilities', 'every', 'export'):
         if not args.images and getattr(args, flag) is not None:
             parser.error(f'--{flag} is an option of --images; add --images, or leave it out')
+    for flag in ('tolerance', 'min_area', 'min_confidence'):
+        if not args.export and getattr(args, flag) is not None:
+            parser.error(f"--{flag.replace('_', '-')} is an option of --export; add --export, or "
+                         'leave it out')
     if args.overlap is not None and 2 * args.overlap > tiling(args).tile:
         parser.error(f'--overlap {args.overlap} must be at most half of --tile '
                      f'({tiling(args).tile})')
@@ -119,6 +140,14 @@ def tiling(args):
     from dssn.inference.tiles import DEFAULT, Tiling
     tile = args.tile or DEFAULT.tile
     return Tiling(tile, tile // 4 if args.overlap is None else args.overlap)
+
+
+def export_options(args):
+    """The `ExportOptions` of --export and its options."""
+    from dssn.inference.annotations import ExportOptions
+    return ExportOptions(args.export, 0.5 if args.tolerance is None else args.tolerance,
+                         10 if args.min_area is None else args.min_area,
+                         args.min_confidence or 0.0)
 
 
 def scale_factor(text):
@@ -239,15 +268,18 @@ def predict(args, cfg, models, predict_indices, root, samples, notes, world):
     Args:
         root, samples: from `find_images`. notes: lines on skipped files, and warnings.
     """
+    from dssn.inference.annotations import AnnotationWriter
     from dssn.inference.evaluation import images_at_once
     from dssn.inference.pictures import gather
     from dssn.inference.predict import predict_folder
     from dssn.inference.results import PredictionWriter
     from dssn.precision import half_in_evaluation
     (role, model), = models.items()
+    annotations = args.export and AnnotationWriter(args.save_dir, root, samples, cfg,
+                                                   export_options(args))
     writer = PredictionWriter(args.save_dir, cfg, samples, root, world,
                               prediction_setting(args, cfg, model, role),
-                              args.confidence, args.probabilities)
+                              args.confidence, args.probabilities, annotations)
     model = half_in_evaluation(model, cfg, world.device)
     problems = predict_folder(model, root, samples, world, writer, predict_indices, tiling(args),
                               images_at_once(cfg, world.device), writer.waiting, writer.canvas)
@@ -256,6 +288,7 @@ def predict(args, cfg, models, predict_indices, root, samples, notes, world):
     title = f'{cfg.dataset}: {role} on {place}'
     problems = writer.finish(world, title, facts, None, problems)
     unlocated = len(gather(writer.unlocated, world))
+    predicted = sorted(gather([row['position'] for row in writer.rows], world))
     if not world.is_main:
         return 0  # with another status the launcher would end rank 0, which may still be writing
     if unlocated:
@@ -267,6 +300,8 @@ def predict(args, cfg, models, predict_indices, root, samples, notes, world):
     print(f'{len(samples) - len(problems)} of {len(samples)} images predicted'
           + f', {earlier} of them in an earlier call' * bool(earlier)
           + f"; pictures: {os.path.join(args.save_dir, 'index.html')}")
+    if annotations:
+        print(f'for {args.export}: {annotations.finish(predicted)}')
     return 1 if problems else 0
 
 

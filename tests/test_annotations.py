@@ -1,4 +1,5 @@
 """Predictions as files of annotation tools, and back to masks."""
+import dataclasses
 import json
 import os
 import shutil
@@ -6,14 +7,17 @@ import types
 
 import numpy as np
 import pytest
-import yaml
+import torch
 from PIL import Image
 
 from dssn.__main__ import main
 from dssn.data.lists import Sample
 from dssn.data.regions import inside
+from dssn.data.video import Frame
 from dssn.errors import UserError
 from dssn.inference.annotations import FORMATS, AnnotationWriter, ExportOptions
+from dssn.models import build_model
+from eval import main as main_eval
 from tests.test_outlines import blobs
 
 NAMES = ['road', 'a "car" & <more>', 'sky']
@@ -74,9 +78,10 @@ def test_only_confident_pixels(tmp_path, form):
     mask = large_blobs(3)
     confidence = np.random.default_rng(0).random((5, 5))
     confidence = np.kron(confidence, np.ones((40, 40)))[:mask.shape[0], :mask.shape[1]]
+    confidence = np.uint16(confidence * 65535)
     export(tmp_path, form, [mask], ['a.png'], min_confidence=0.6, confidence=confidence)
     found, = back(tmp_path, form, ['a.png'])
-    assert (found == np.where(confidence >= 0.6, mask, 255)).all()
+    assert (found == np.where(confidence >= 0.6 * 65535, mask, 255)).all()
 
 
 def test_tolerance_and_min_area(tmp_path):
@@ -117,6 +122,12 @@ def test_images_with_one_file(tmp_path):
         AnnotationWriter(str(tmp_path), str(tmp_path), samples, CFG,
                          ExportOptions('labelme', 1, 0, 0))
     AnnotationWriter(str(tmp_path), str(tmp_path), samples, CFG, ExportOptions('coco', 1, 0, 0))
+
+
+def test_a_video_is_refused(tmp_path):
+    frame = Frame('a frame 1.mp4', None, '--images', 'a.mp4', 1)
+    with pytest.raises(UserError, match='a.mp4 is a video'):
+        AnnotationWriter(str(tmp_path), '', [frame], CFG, ExportOptions('coco', 1, 0, 0))
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
@@ -166,6 +177,60 @@ def test_labelme_reads_the_file(tmp_path):
 
 # ---- the command
 
-def test_eval_exports_its_predictions(tiny_world, tmp_path, capsys):
-    pytest.skip('not yet')
-    assert yaml
+@pytest.fixture
+def trained(tiny_world):
+    """(checkpoint, a world) of a network whose weights are random."""
+    world = tiny_world(n_labeled=2, n_unlabeled=4, n_val=1, classes=['a', 'b', 'c'], nclass=3)
+    path = os.path.join(world.root, 'net.pth')
+    torch.manual_seed(0)
+    cfg = world.load()
+    torch.save({'model': build_model(cfg).state_dict(), 'config': dataclasses.asdict(cfg)}, path)
+    return path, world
+
+
+def predict(trained, tmp_path, *more):
+    checkpoint, world = trained
+    return main_eval(['--checkpoint', checkpoint, '--images',
+                      os.path.join(world.root, 'images', 'unlabeled*'), '--save-dir',
+                      str(tmp_path / 'found'), *more])
+
+
+@pytest.mark.parametrize('form', FORMATS)
+def test_eval_exports_what_it_predicts(trained, tmp_path, capsys, form):
+    assert predict(trained, tmp_path, '--export', form, '--tolerance', '0.3', '--min-area', '0',
+                   '--confidence', 'uint16', '--min-confidence', '0.4') == 0
+    assert f'for {form}: ' in capsys.readouterr().out
+    assert main(['masks', form, str(tmp_path / 'found' / FILES[form]), '--images',
+                 os.path.join(trained[1].root, 'images'), '--out', str(tmp_path / 'out'),
+                 '--classes', 'a,b,c', '--keep-empty']) == 0
+    for number in range(4):
+        name = f'0000{number}_unlabeled{number}.png'
+        expected = np.array(Image.open(str(tmp_path / 'found/prediction' / name)))
+        confidence = np.array(Image.open(str(tmp_path / 'found/confidence' / name)))
+        expected[confidence < 0.4 * 65535] = 255
+        assert 0 < (expected == 255).mean() < 1
+        found = np.array(Image.open(str(tmp_path / f'out/masks/unlabeled{number}.png')))
+        assert (found == expected).all()
+
+
+def test_a_second_call_exports_what_is_missing(trained, tmp_path, capsys):
+    assert predict(trained, tmp_path) == 0
+    assert predict(trained, tmp_path, '--export', 'coco') == 0
+    assert '4 of 4 images predicted;' in capsys.readouterr().out.split('\n')[-3]
+    os.remove(str(tmp_path / 'found/coco/parts/unlabeled2.jpg.json'))
+    assert predict(trained, tmp_path, '--export', 'coco', '--min-confidence', '0') == 0
+    assert '3 of them in an earlier call' in capsys.readouterr().out
+    with open(str(tmp_path / 'found/coco/instances.json')) as file:
+        assert len(json.load(file)['images']) == 4
+
+
+@pytest.mark.parametrize('options', [
+    ['--export', 'yolo'], ['--tolerance', '1'], ['--min-area', '3'], ['--min-confidence', '0.5'],
+    ['--export', 'coco', '--tolerance', '-1'], ['--export', 'coco', '--min-confidence', '1.5'],
+    ['--export', 'coco', '--min-area', '0.5'], ['--export', 'coco', '--tolerance', 'nan']])
+def test_wrong_options(trained, tmp_path, options):
+    with pytest.raises(SystemExit) as caught:
+        predict(trained, tmp_path, *options)
+    assert caught.value.code == 2
+    with pytest.raises(SystemExit):  # without --images
+        main_eval(['--checkpoint', trained[0], '--export', 'coco'])

@@ -6,6 +6,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
+from dssn.atomic import write_atomically
 from dssn.data.classes import colours_of_classes, names_of_classes
 from dssn.errors import UserError
 from dssn.inference.outlines import outlines
@@ -43,10 +44,17 @@ class AnnotationWriter:
         self.names, self.colours = names_of_classes(cfg), colours_of_classes(cfg)
         owner = {}
         for position, sample in enumerate(samples):
+            if hasattr(sample, 'video'):
+                raise UserError(f'--export {options.form}: {sample.video} is a video, and the tool '
+                                'opens image files; save its frames as images, and predict those')
             other = owner.setdefault(self.path(position), sample.image)
             if other != sample.image:
                 raise UserError(f'--export {options.form}: {other} and {sample.image} would both '
                                 f'be {self.path(position)}; predict them into two folders')
+
+    @property
+    def needs_confidence(self):
+        return self.options.min_confidence > 0
 
     def path(self, position):
         """The file of an image: for LabelMe what it opens, otherwise a part."""
@@ -71,12 +79,13 @@ class AnnotationWriter:
         """Write the shapes of an image.
 
         Args:
-            prediction: class indices (H, W) uint8. confidence: (H, W), 0 to 1; may be None with
-                min_confidence=0.
+            prediction: class indices (H, W) uint8. confidence: (H, W), whole numbers that stand for
+                0 to 1, as in a `Canvas`; None if `needs_confidence` is not set.
         """
         mask = np.asarray(prediction)
-        if self.options.min_confidence > 0:
-            mask = np.where(confidence < self.options.min_confidence, np.uint8(IGNORE), mask)
+        if self.needs_confidence:
+            least = self.options.min_confidence * np.iinfo(confidence.dtype).max
+            mask = np.where(confidence < least, np.uint8(IGNORE), mask)
         found = outlines(mask, self.options.tolerance, self.options.min_area)
         path = self.path(position)
         image = os.path.join(self.root, self.samples[position].image)
@@ -114,9 +123,7 @@ class AnnotationWriter:
         """Replace a file by a text; returns its path."""
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(f'{path}.tmp', 'w', encoding='utf-8') as file:
-                file.write(text)
-            os.replace(f'{path}.tmp', path)
+            write_atomically(path, text)
         except OSError as error:
             raise UserError(f'--save-dir {self.folder}: {path} cannot be written '
                             f'({error.strerror or error})') from None

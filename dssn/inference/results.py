@@ -29,6 +29,7 @@ class PredictionWriter(PictureWriter):
         root: folder that the samples are relative to.
         setting: {name: value, valid in JSON} of all that the predictions depend on.
         confidence, probabilities: 'uint8', 'uint16' or None, what is written.
+        annotations: `AnnotationWriter` that gets the predictions, too; None: none.
 
     Attributes:
         waiting: positions of the samples that are not done, the same on every rank.
@@ -39,9 +40,10 @@ class PredictionWriter(PictureWriter):
     """
 
     def __init__(self, folder, cfg, samples, root, world, setting, confidence=None,
-                 probabilities=None):
+                 probabilities=None, annotations=None):
         super().__init__(folder, cfg, samples)
         self.root, self.kind, self.probabilities = root, confidence, probabilities
+        self.annotations = annotations
         self.unlocated = []
         # One process looks at the files: another may write some before the next has looked.
         self.numbers, self.waiting, done = world.on_main(lambda: self._plan(setting))
@@ -100,6 +102,8 @@ class PredictionWriter(PictureWriter):
     def is_done(self, position, entry):
         """Whether an image is as its entry in the record says, and all its files are there."""
         row = entry['row']
+        if self.annotations and not self.annotations.is_done(position):
+            return False
         try:
             return entry['facts'] == self.facts(position) and all(
                 os.path.exists(os.path.join(self.folder, path))
@@ -112,7 +116,8 @@ class PredictionWriter(PictureWriter):
         target = self.probabilities and self._write(
             f'probabilities/{self.stem(position)}.npz',
             lambda path: ProbabilityFile(path, size, self.names, self.probabilities))
-        return Canvas(size, self.kind, target)
+        for_annotations = self.annotations and self.annotations.needs_confidence
+        return Canvas(size, self.kind or ('uint16' if for_annotations else None), target)
 
     def __call__(self, position, image, label, found):
         """Write the files of an image, and then its entry; see `on_image` of `predict_folder`."""
@@ -126,6 +131,8 @@ class PredictionWriter(PictureWriter):
         if sample.image.lower().endswith(TIFF_ENDINGS) and \
                 image_header(self.root, sample).located:
             self._write_located(stem, sample, row, found['prediction'])
+        if self.annotations:
+            self.annotations(position, found['prediction'], found.get('confidence'))
         entry = {'image': self.key(sample), 'facts': self.facts(position),
                  'number': self.numbers[position], 'row': row}
         self._write(f'{RECORD}/{stem}.json',
