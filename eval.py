@@ -301,7 +301,9 @@ def predict(args, cfg, models, predict_indices, root, samples, notes, world):
           + f', {earlier} of them in an earlier call' * bool(earlier)
           + f"; pictures: {os.path.join(args.save_dir, 'index.html')}")
     if annotations:
-        print(f'for {args.export}: {annotations.finish(predicted)}')
+        kept = sum(map(annotations.is_kept, predicted))
+        print(f'for {args.export}: {annotations.finish(predicted)}'
+              + f'; {kept} files that were changed by hand are kept' * bool(kept))
     return 1 if problems else 0
 
 

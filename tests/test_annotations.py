@@ -116,6 +116,24 @@ def test_what_is_done_is_known(tmp_path):
     assert writer.is_done(0) and not other.is_done(0)
 
 
+def test_a_corrected_file_is_kept(tmp_path):
+    writer = export(tmp_path, 'labelme', [large_blobs(1)] * 2, ['a.png', 'b.png'])
+    with open(writer.path(0)) as file:
+        content = json.load(file)
+    content['shapes'][0]['points'][0][0] += 1
+    text = json.dumps(content)
+    with open(writer.path(0), 'w') as file:
+        file.write(text)
+    writer = AnnotationWriter(writer.folder, writer.root, writer.samples, CFG,
+                              writer.options._replace(tolerance=3.0))
+    assert writer.is_done(0) and not writer.is_done(1)
+    for position in (0, 1):
+        writer(position, large_blobs(2))
+    with open(writer.path(0)) as file:
+        assert file.read() == text
+    assert writer.is_done(1) and not writer.is_kept(1)
+
+
 def test_images_with_one_file(tmp_path):
     samples = photos(str(tmp_path), ['a.png', 'a.bmp'], [(2, 2), (2, 2)])
     with pytest.raises(UserError, match='a.png and a.bmp would both be .*a.json'):

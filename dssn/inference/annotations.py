@@ -1,4 +1,5 @@
 """Predictions as the files of an annotation tool, for correction: LabelMe, CVAT, COCO."""
+import hashlib
 import json
 import os
 from typing import NamedTuple
@@ -29,7 +30,7 @@ class AnnotationWriter:
 
     labelme/ has a file for each image, in the subfolders of the images. cvat/annotations.xml and
     coco/instances.json hold all images. They are put together from parts, a file for each image,
-    which stay for the next call.
+    which stay for the next call. A file of LabelMe that a person has changed is kept as it is.
 
     Args:
         folder: is created if needed. root: folder that the samples are relative to.
@@ -65,13 +66,23 @@ class AnnotationWriter:
 
     def is_done(self, position):
         """Whether an image was exported before, with the same options and classes."""
+        return self._earlier(position).get('export') == self._setting() or self.is_kept(position)
+
+    def is_kept(self, position):
+        """Whether a file of LabelMe was changed since it was written. It is never replaced."""
+        earlier = self._earlier(position)
+        return self.options.form == 'labelme' and bool(earlier) and (
+            earlier.get('unchanged') != checksum(earlier.get('shapes')))
+
+    def _earlier(self, position):
+        """The content of an image's file; {} if there is none, or it is damaged."""
         try:
             with open(self.path(position), encoding='utf-8') as file:
-                return json.load(file)['export'] == self.setting()
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
+                return dict(json.load(file))
+        except (OSError, ValueError, TypeError):
+            return {}
 
-    def setting(self):
+    def _setting(self):
         """What the file of an image depends on, beside the prediction."""
         return {**self.options._asdict(), 'classes': self.names}
 
@@ -82,6 +93,8 @@ class AnnotationWriter:
             prediction: class indices (H, W) uint8. confidence: (H, W), whole numbers that stand for
                 0 to 1, as in a `Canvas`; None if `needs_confidence` is not set.
         """
+        if self.is_kept(position):
+            return
         mask = np.asarray(prediction)
         if self.needs_confidence:
             least = self.options.min_confidence * np.iinfo(confidence.dtype).max
@@ -95,7 +108,7 @@ class AnnotationWriter:
             content = {'image': self.samples[position].image.replace('\\', '/'),
                        'size': mask.shape, 'shapes': [
                            [shape.value, shape.depth, shape.polygon.tolist()] for shape in found]}
-        self.write(path, json.dumps({**content, 'export': self.setting()}))
+        self.write(path, json.dumps({**content, 'export': self._setting()}))
 
     def finish(self, positions):
         """Write the file of all images, if the format has one. Only one process calls it.
@@ -133,11 +146,22 @@ class AnnotationWriter:
 def labelme_content(found, size, names, path, image):
     """The file of LabelMe at `path` for an image. Later shapes lie on top."""
     near = os.path.relpath(image, os.path.dirname(path)).replace(os.sep, '/')
-    return {'version': LABELME_VERSION, 'flags': {}, 'shapes': [
+    shapes = [
         {'label': names[shape.value], 'points': shape.polygon.tolist(), 'group_id': None,
          'description': '', 'shape_type': 'polygon', 'flags': {}, 'mask': None}
-        for shape in found], 'imagePath': near, 'imageData': None, 'imageHeight': size[0],
-        'imageWidth': size[1]}
+        for shape in found]
+    return {'version': LABELME_VERSION, 'flags': {}, 'shapes': shapes, 'imagePath': near,
+            'imageData': None, 'imageHeight': size[0], 'imageWidth': size[1],
+            'unchanged': checksum(shapes)}
+
+
+def checksum(shapes):
+    """A text that changes with the labels and points of LabelMe's shapes."""
+    try:
+        facts = [[shape['label'], shape['points']] for shape in shapes]
+    except (KeyError, TypeError):
+        return ''
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def cvat_text(parts, names, colours):
