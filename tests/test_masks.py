@@ -463,6 +463,8 @@ def test_images_with_one_name(desk, capsys):
                                               'y/b.png'))
     assert desk.masks('cvat', path) == 0
     assert (desk.root / 'out/masks/y/b.png').exists()
+    # A second time: the masks of the first time are no images.
+    assert desk.masks('cvat', path, '--images', desk.root, images=False) == 0
     desk.write('two/1.json', labelme(square('a')))
     desk.write('two/2.json', labelme(square('a')))
     assert '2.json' in refusal(capsys, desk, 'labelme', desk.root / 'two')
@@ -483,8 +485,9 @@ BOX = '<box label="car" xtl="0" ytl="0" xbr="5" ybr="5"/>'
     ('[' * 100000, ['a.json']),
     (labelme(('polygon', 'car', [[0, 0], [1, 1]], {})), ['a.json shape 1', '2 points']),
     (labelme(square('car'), ('polygon', 'car', [[0, 0], [1, 1], [1, float('nan')]], {})),
-     ['a.json shape 2', 'finite']),
+     ['a.json shape 2', 'no number below']),
     (labelme(('polygon', 'car', [[0, 0], [1], [1, 3]], {})), ['a.json shape 1']),
+    (labelme(('polygon', 'car', [[0, 0], [1e300, 0], [1, 3]], {})), ['shape 1', 'below 1e+09']),
     (labelme(('cuboid', 'car', [[0, 0], [1, 1]], {})), ['shape 1', 'cuboid']),
     (labelme(('mask', 'car', [[0, 0], [1, 1]], {'mask': 'AAAA'})), ['shape 1', 'PNG']),
     (labelme(('mask', 'car', [[0, 0], [8, 8]], {'mask': png_text(BITMAP)})), ['shape 1', '4x3']),
@@ -510,6 +513,8 @@ def test_wrong_files_of_labelme(desk, capsys, content, words):
     (cvat('<blob label="car"/>'), ['shape 1', 'blob']),
     (cvat('<mask label="car" rle="1,2" left="0" top="0" width="9" height="9"/>'),
      ['shape 1', '3 pixels']),
+    (cvat('<mask label="car" rle="1" left="0" top="0" width="99999" height="99999"/>'),
+     ['shape 1', 'too large']),
     (cvat(BOX, size=(9, 9)), ['image a.png', '9x9']),
     (cvat(BOX, name='none.png'), ['none.png', '--images']),
 ])

@@ -71,7 +71,7 @@ def run(args):
     classes = choose_classes(annotations, args)
     kept = [item for item in annotations.images if item.shapes or args.keep_empty]
     own = args.source if os.path.isdir(args.source) else os.path.dirname(args.source) or '.'
-    paths = find_images(kept, args.images or own, own)
+    paths = find_images(kept, args.images or own, own, args.out)
     written = write_all(args, annotations, classes, kept, paths, args.images or own)
     report(args, annotations, classes, len(annotations.images) - len(kept), written)
     return 0

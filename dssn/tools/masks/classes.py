@@ -6,6 +6,7 @@ from typing import Dict, List, NamedTuple
 from dssn.data.classes import default_colours
 from dssn.errors import UserError
 from dssn.labels import IGNORE
+from dssn.tools.masks.shapes import explained
 
 IGNORED = 'ignore'
 SHOWN = 12  # labels that a message lists
@@ -71,7 +72,8 @@ def parse_map(rules, labels):
 def read_names(text):
     """The names of --classes: from a file with one on each line, or from the text itself."""
     if os.path.isfile(text):
-        with open(text, encoding='utf-8-sig') as file:
+        with open(text, encoding='utf-8-sig') as file, explained(
+                f'--classes {text}', 'name a text file with one name on each line'):
             return [line.strip() for line in file if line.strip()]
     return [name.strip() for name in text.split(',') if name.strip()]
 

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from xml.etree import ElementTree
 
+from dssn.data.files import max_pixels
 from dssn.data.regions import from_runs, in_ellipse, inside, near_line, placed
 from dssn.errors import UserError
 from dssn.tools.masks.shapes import Annotated, Annotations, Shape, corners, explained, points_of
@@ -92,6 +93,8 @@ def region_of(kind, values, line_width):
     if kind == 'mask':
         left, top, width, height = (int(values[name]) for name in ('left', 'top', 'width',
                                                                    'height'))
+        if width * height > max_pixels():
+            raise ValueError(f'a mask of {width}x{height} pixels, too large')
         bitmap = from_runs([int(run) for run in values['rle'].split(',')], (height, width), True)
         return functools.partial(placed, bitmap, left, top)
     raise ValueError(f'the element <{kind}> is not known')

@@ -9,6 +9,8 @@ import numpy as np
 from dssn.data.files import open_untrusted
 from dssn.errors import UserError
 
+FARTHEST = 1e9  # coordinates are below it
+
 
 class Shape(NamedTuple):
     """A shape on an image.
@@ -78,13 +80,13 @@ def points_of(pairs, least=1):
     """Pairs x, y as an array (n, 2).
 
     Raises:
-        ValueError: fewer than `least`, or a number is not finite.
+        ValueError: fewer than `least`, or a number is not finite or too large.
     """
     points = np.array([(float(x), float(y)) for x, y in pairs]).reshape(-1, 2)
     if len(points) < least:
         raise ValueError(f'{len(points)} points, needs {least}')
-    if not np.isfinite(points).all():
-        raise ValueError('a coordinate that is no finite number')
+    if not (np.abs(points) < FARTHEST).all():  # not a number is not below it, either
+        raise ValueError(f'a coordinate that is no number below {FARTHEST:.0e}')
     return points
 
 
@@ -101,10 +103,10 @@ def rendered(annotated, size, values):
     """The mask of an image, uint8 (H, W), and the shapes that cover no pixel of it.
 
     Args:
-        size: (H, W). values: {label: value}; the value -1 stands for the rest.
+        size: (H, W). values: {label: mask value}.
 
     Returns:
-        (int16 (H, W), in which -1 is the rest; list of places).
+        (int16 (H, W), in which -1 is a pixel without a shape; list of places).
     """
     mask, empty = np.full(size, -1, np.int16), []
     regions = []
