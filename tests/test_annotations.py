@@ -116,7 +116,7 @@ def test_what_is_done_is_known(tmp_path):
     assert writer.is_done(0) and not other.is_done(0)
 
 
-def test_a_corrected_file_is_kept(tmp_path):
+def test_a_corrected_file_is_kept(tmp_path, capsys):
     writer = export(tmp_path, 'labelme', [large_blobs(1)] * 2, ['a.png', 'b.png'])
     with open(writer.path(0)) as file:
         content = json.load(file)
@@ -128,9 +128,12 @@ def test_a_corrected_file_is_kept(tmp_path):
                               writer.options._replace(tolerance=3.0))
     assert writer.is_done(0) and not writer.is_done(1)
     for position in (0, 1):
-        writer(position, large_blobs(2))
+        writer(position, large_blobs(1)[::-1])
     with open(writer.path(0)) as file:
         assert file.read() == text
+    back(tmp_path, 'labelme', ['a.png'])
+    assert 'warning: 1 files are predictions as they were exported, without a change, such as ' \
+        f'{writer.path(1)}' in capsys.readouterr().err
     assert writer.is_done(1) and not writer.is_kept(1)
 
 

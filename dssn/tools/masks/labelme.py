@@ -12,6 +12,7 @@ from dssn.data.files import open_untrusted
 from dssn.data.folders import visible_files
 from dssn.data.regions import in_ellipse, inside, near_line, placed
 from dssn.errors import UserError
+from dssn.inference.annotations import checksum
 from dssn.tools.masks.shapes import (
     Annotated,
     Annotations,
@@ -39,15 +40,19 @@ def read(args):
     if not paths:
         raise UserError(f'SOURCE {source}: has no .json file; name the folder in which LabelMe '
                         'saves')
-    left_out = Counter()
-    images = [read_file(path, source, args.line_width, left_out) for path in paths]
-    return Annotations(images, [], {}, left_out)
+    left_out, unchanged = Counter(), []
+    images = [read_file(path, source, args.line_width, left_out, unchanged) for path in paths]
+    warnings = [f'{len(unchanged)} files are predictions as they were exported, without a change, '
+                f'such as {unchanged[0]}'] if unchanged else []
+    return Annotations(images, [], {}, left_out, warnings)
 
 
-def read_file(path, source, line_width, left_out):
+def read_file(path, source, line_width, left_out, unchanged):
     """One file as `Annotated`. Its image is relative to the folder `source`."""
     content = read_json(path, REMEDY)
     with explained(path, REMEDY):
+        if content.get('unchanged') == checksum(content['shapes']):
+            unchanged.append(path)
         shapes = []
         for number, item in enumerate(content['shapes'], 1):
             kind = item.get('shape_type') or 'polygon'

@@ -125,6 +125,8 @@ def report(args, annotations, classes, without, written):
         print(f'{without} images have no shape and are left out; --keep-empty keeps them')
     for text, count in sorted(annotations.left_out.items()):
         print(f'left out, because they have no pixels: {count} {text}')
+    for text in annotations.warnings:
+        print(f'warning: {text}', file=sys.stderr)
     if written.empty:
         more = ', ...' if written.empty[SHOWN:] else ''
         print(f'warning: {len(written.empty)} shapes cover no pixel of their image: '

@@ -37,6 +37,7 @@ class Annotations(NamedTuple):
     labels: List[str]       # in the order of the tool; [] if it has none
     colours: dict           # {label: (R, G, B)}, as far as the tool has them
     left_out: dict          # {text: number} of what has no pixels, such as points
+    warnings: List[str] = []
 
 
 @contextlib.contextmanager
