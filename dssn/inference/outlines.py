@@ -64,24 +64,28 @@ def outlines(mask, tolerance=0.0, min_area=0):
 
 
 def components(mask):
-    """The number of the region of each pixel, int (H, W), counted from 0."""
-    height, width = mask.shape
-    root = np.arange(mask.size)
-    pairs = []
-    for one, other in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
-        numbers = root.reshape(mask.shape)
-        same = mask[one] == mask[other]
-        pairs.append((numbers[one][same], numbers[other][same]))
-    first, second = (np.concatenate(ends) for ends in zip(*pairs))
+    """The number of the region of each pixel, int32 (H, W), counted from 0."""
+    starts = np.ones(mask.shape, bool)  # of a run of one class in a row
+    starts[:, 1:] = mask[:, 1:] != mask[:, :-1]
+    run = np.cumsum(starts, dtype=np.int32).reshape(mask.shape) - 1
+    touch = (mask[1:] == mask[:-1]) & (starts[1:] | starts[:-1])
+    first, second = run[:-1][touch], run[1:][touch]
+    root = np.arange(run[-1, -1] + 1)
     while len(first):
-        # Every root takes the smallest number that it touches; then all pixels follow to the end.
+        # Every root takes the smallest number that it touches; then all runs follow to the end.
         low, high = np.minimum(root[first], root[second]), np.maximum(root[first], root[second])
         np.minimum.at(root, high, low)
-        while (root[root] != root).any():
-            root = root[root]
-        open_pairs = root[first] != root[second]
-        first, second = first[open_pairs], second[open_pairs]
-    return np.unique(root, return_inverse=True)[1].reshape(height, width)
+        root = followed(root)
+        apart = root[first] != root[second]
+        first, second = first[apart], second[apart]
+    return np.unique(root, return_inverse=True)[1].astype(np.int32)[run]
+
+
+def followed(target):
+    """The ends of chains: what target[target[...[i]]] becomes for each i."""
+    while (target[target] != target).any():
+        target = target[target]
+    return target
 
 
 def sieve(mask, min_area):
@@ -95,9 +99,11 @@ def sieve(mask, min_area):
         value = np.zeros(len(area), mask.dtype)
         value[parts] = mask
         small = (area < min_area) & (value != IGNORE)
-        pairs = np.concatenate([np.stack([one.ravel(), other.ravel()], 1) for one, other in (
-            (parts[:, :-1], parts[:, 1:]), (parts[:-1], parts[1:]))])
-        pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+        pairs = []
+        for one, other in ((parts[:, :-1], parts[:, 1:]), (parts[:-1], parts[1:])):
+            differ = one != other
+            pairs.append(np.stack([one[differ], other[differ]], 1))
+        pairs = np.concatenate(pairs)
         pairs = np.concatenate([pairs, pairs[:, ::-1]])
         # By area, so that the last one written is the largest; no two can take each other.
         rank = np.empty(len(area), int)
@@ -108,9 +114,7 @@ def sieve(mask, min_area):
         target = np.arange(len(area))
         pairs = pairs[np.argsort(rank[pairs[:, 1]], kind='stable')]
         target[pairs[:, 0]] = pairs[:, 1]
-        while (target[target] != target).any():
-            target = target[target]
-        mask = value[target[parts]]
+        mask = value[followed(target)[parts]]
     return mask
 
 
@@ -138,8 +142,8 @@ class Border:
         sides = [(lr, ur), (ll, lr), (ul, ll), (ur, ul)]
         self.steps = np.stack([(right != left) & (right >= 0) for right, left in sides])
         self.parts = [right for right, _ in sides]
-        degree = sum((one != other).astype(int) for one, other in ((ul, ur), (ur, lr), (lr, ll),
-                                                                   (ll, ul)))
+        around = (ul, ur), (ur, lr), (lr, ll), (ll, ul)
+        degree = sum((one != other).astype(np.uint8) for one, other in around)
         self.fixed = degree > 2  # corners that keep their place
         self.fixed[::self.height, ::self.width] = True
 
