@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import zipfile
 
 import numpy as np
 import pytest
@@ -308,6 +309,7 @@ def test_label_studio(desk, capsys):
         (0, box(0, 0, 4, 3)))).all()
     out = capsys.readouterr().out
     assert '1 results of type choices' in out and '1 images have no shape' in out
+    assert '1 results of type labels' in out
 
 
 @pytest.mark.parametrize('address', [
@@ -546,6 +548,8 @@ def test_wrong_files_of_coco(desk, capsys, content, words):
     ([label_studio(('rectanglelabels', {**RECTANGLE, 'rectanglelabels': ['a', 'b']}, {}))],
      ['task 5 result 1', '2 labels']),
     ([label_studio(('rectanglelabels', RECTANGLE, {'image_rotation': 90}))], ['90 degrees']),
+    ([label_studio(('bitmasklabels', {'imageDataURL': 'x', 'bitmasklabels': ['a']}, {}))],
+     ['task 5 result 1', 'bitmasklabels']),
     ([label_studio(('rectanglelabels', RECTANGLE, {'original_width': 5}))],
      ['task 5', '5x24', '32x24']),
     ([label_studio(('rectanglelabels', RECTANGLE, {}),
@@ -589,6 +593,15 @@ def test_wrong_options(desk, capsys, options, words):
     desk.write('labels/a.json', labelme(square('car')))
     error = refusal(capsys, desk, 'labelme', desk.root / 'labels', *options)
     assert all(word in error for word in words), error
+
+
+@pytest.mark.parametrize('form', ['cvat', 'coco', 'labelstudio', 'labelme'])
+def test_zip_files_and_missing_files(desk, capsys, form):
+    path = desk.root / 'a.json'
+    with zipfile.ZipFile(str(path), 'w') as file:
+        file.writestr('annotations.xml', '<annotations/>')
+    assert 'a.json: is a zip file; unpack it' in refusal(capsys, desk, form, path)
+    assert 'none.json' in refusal(capsys, desk, form, desk.root / 'none.json')
 
 
 # ---- files that other programs write

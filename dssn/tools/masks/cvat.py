@@ -8,7 +8,15 @@ from xml.etree import ElementTree
 from dssn.data.files import max_pixels
 from dssn.data.regions import from_runs, in_ellipse, inside, near_line, placed
 from dssn.errors import UserError
-from dssn.tools.masks.shapes import Annotated, Annotations, Shape, corners, explained, points_of
+from dssn.tools.masks.shapes import (
+    Annotated,
+    Annotations,
+    Shape,
+    corners,
+    explained,
+    points_of,
+    read_file,
+)
 
 SOURCE = 'annotations.xml, or the folder that holds it'
 REMEDY = "export the task again as 'CVAT for images 1.1'"
@@ -41,15 +49,11 @@ def read(args):
 
 def read_xml(path):
     """The root of an XML file. Entities, which can fill the memory, are refused."""
+    data = read_file(path)
     try:
-        with open(path, 'rb') as file:
-            data = file.read()
         if b'<!DOCTYPE' in data or b'<!ENTITY' in data:
             raise UserError(f'{path}: declares a document type, which CVAT does not; {REMEDY}')
         return ElementTree.fromstring(data)
-    except OSError as error:
-        raise UserError(f'{path}: cannot be read ({error.strerror}); name the file, or the folder '
-                        'that holds it') from None
     except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise UserError(f'{path}: is not valid XML ({error}); {REMEDY}') from None
 

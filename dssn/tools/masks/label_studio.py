@@ -21,6 +21,8 @@ from dssn.tools.masks.shapes import (
 
 SOURCE = "the JSON file (export format 'JSON')"
 REMEDY = "export the project again in the format 'JSON'"
+WITHOUT_PIXELS = ('choices', 'datetime', 'keypoint', 'keypointlabels', 'labels', 'number', 'ranker',
+                  'rating', 'relation', 'taxonomy', 'textarea', 'vector', 'vectorlabels')
 UPLOADED = re.compile('^[0-9a-f]{8}-')  # Label Studio puts this before the names of uploads
 
 
@@ -53,9 +55,8 @@ def read_task(task, path, left_out):
         results = done[0]['result'] if done else []
         shapes, sizes = [], set()
         for number, item in enumerate(results, 1):
-            value = item.get('value', {})
-            if not any(name in value for name in ('points', 'rle', 'radiusX', 'width')):
-                left_out[f'results of type {item.get("type")}'] += 1
+            if item.get('type') in WITHOUT_PIXELS:
+                left_out[f'results of type {item["type"]}'] += 1
                 continue
             with explained(f'{place} result {number}', REMEDY):
                 size = int(item['original_height']), int(item['original_width'])
@@ -65,7 +66,7 @@ def read_task(task, path, left_out):
                                     'file instead, and annotate it again')
                 sizes.add(size)
                 shapes.append(Shape(label_of(item, results), f'{place} result {number}',
-                                    region_of(value, size)))
+                                    region_of(item, size)))
         if len(sizes) > 1:
             raise UserError(f'{place}: its results are for images of {len(sizes)} sizes; {REMEDY}')
         return Annotated(image_name(task['data']), sizes.pop() if sizes else None, shapes, place)
@@ -98,9 +99,12 @@ def label_of(item, results):
     raise ValueError('no label')
 
 
-def region_of(value, size):
+def region_of(item, size):
     """The function for a `Shape.region`. Coordinates are percent of the image's sides."""
     height, width = size
+    value = item['value']
+    if not any(name in value for name in ('points', 'rle', 'radiusX', 'width')):
+        raise ValueError(f"type '{item.get('type')}' is not known")
     scale = np.array([width, height]) / 100
     if 'rle' in value:
         return functools.partial(brushed, value['rle'])

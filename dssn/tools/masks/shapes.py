@@ -70,11 +70,21 @@ def opened(path, remedy):
 
 def read_json(path, remedy):
     """The content of a JSON file. Raises a UserError that ends with the remedy."""
+    with explained(path, remedy):
+        return json.loads(read_file(path).decode('utf-8-sig'))
+
+
+def read_file(path):
+    """The content of a file of annotations, bytes. Raises a UserError."""
     try:
-        with open(path, encoding='utf-8-sig') as file, explained(path, remedy):
-            return json.load(file)
+        with open(path, 'rb') as file:
+            data = file.read()
     except OSError as error:
-        raise UserError(f'{path}: cannot be read ({error.strerror}); {remedy}') from None
+        raise UserError(f'{path}: cannot be read ({error.strerror}); name the file of the '
+                        'annotations') from None
+    if data[:4] == b'PK\3\4':
+        raise UserError(f'{path}: is a zip file; unpack it, and name the file in it')
+    return data
 
 
 def points_of(pairs, least=1):
