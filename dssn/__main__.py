@@ -24,6 +24,7 @@ GROUPS = {
     },
     'networks': {
         'weights': ('dssn.tools.weights', 'fetch, convert or check ImageNet weights'),
+        'export': ('dssn.tools.export', 'write a network as ONNX or as a torch.export program'),
     },
     'runs': {
         'report': ('dssn.tools.report', 'compare runs in one table, with mean and deviation'),

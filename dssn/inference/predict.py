@@ -37,7 +37,7 @@ from dssn.pseudo_labels import classes
 SMALLER = 'predict on a machine with more memory, or smaller images'
 
 
-def find_images(arguments, save_dir, every=1):
+def find_images(arguments, save_dir, every=1, flag='--images'):
     """Find the images of files, folders (with their subfolders) and patterns such as '*.jpg'.
 
     In a folder, files are chosen by their endings, and `save_dir` is left out. A file that is
@@ -47,6 +47,7 @@ def find_images(arguments, save_dir, every=1):
 
     Args:
         every: number of frames of a video from one that is predicted to the next.
+        flag: the option that holds the arguments, for errors.
 
     Returns:
         (the folder that holds all images; `Sample`s without masks and `Frame`s, sorted by the paths
@@ -55,7 +56,7 @@ def find_images(arguments, save_dir, every=1):
     Raises:
         UserError: an argument does not exist, cannot be read, is `save_dir`, or no image is found.
     """
-    paths = [path for argument in arguments for path in expanded(argument)]
+    paths = [path for argument in arguments for path in expanded(argument, flag)]
     endings, images, others, notes, own = image_endings(), {}, Counter(), [], 0
     for path in paths:
         if not os.path.isdir(path):
@@ -64,14 +65,14 @@ def find_images(arguments, save_dir, every=1):
             else:
                 images[os.path.abspath(path)] = path
         elif os.path.realpath(path) != os.path.realpath(save_dir):
-            for file in visible_files(path, '--images', save_dir):
+            for file in visible_files(path, flag, save_dir):
                 ending = os.path.splitext(file)[1].lower()
                 if ending in endings:
                     images[os.path.abspath(file)] = file
                 else:
                     others[ending or 'none'] += 1
         elif len(paths) == 1:
-            raise UserError(f'--save-dir {save_dir}: must be another folder than --images, or the '
+            raise UserError(f'--save-dir {save_dir}: must be another folder than {flag}, or the '
                             'pictures would be predicted next time')
         else:
             notes.append(f'folder skipped because it is --save-dir: {path}')
@@ -82,26 +83,26 @@ def find_images(arguments, save_dir, every=1):
         notes.append(f'files skipped because of their ending: {kinds}')
     if not images:
         named = ' '.join(arguments[:3]) + ' ...' * (len(arguments) > 3)
-        raise UserError('; '.join([f'--images {named}: no image in it or its subfolders', *notes,
+        raise UserError('; '.join([f'{flag} {named}: no image in it or its subfolders', *notes,
                                    'name a folder with images, or image files']))
     folders = [path if os.path.isdir(path) else os.path.dirname(path) or '.' for path in paths]
     root = folders[0] if len(set(folders)) == 1 else common_folder(folders)
     samples = []
     for name in sorted(os.path.relpath(path, root) for path in images.values()):
-        samples += frames_of(root, name, '--images', every) if is_video(name) else \
-            [Sample(name, None, '--images')]
+        samples += frames_of(root, name, flag, every) if is_video(name) else \
+            [Sample(name, None, flag)]
     return root, samples, notes
 
 
-def expanded(argument):
-    """The paths of an argument of --images: itself if it exists, else those of its pattern."""
+def expanded(argument, flag):
+    """The paths of an argument of `flag`: itself if it exists, else those of its pattern."""
     if os.path.lexists(argument):
         return [argument]
     is_pattern = any(sign in argument for sign in '*?[')
     found = sorted(glob.glob(argument, recursive=True)) if is_pattern else []
     if not found:
         problem = 'nothing matches this pattern' if is_pattern else 'no such file or folder'
-        raise UserError(f'--images {argument}: {problem}; name a folder with images, or image '
+        raise UserError(f'{flag} {argument}: {problem}; name a folder with images, or image '
                         'files')
     return found
 
