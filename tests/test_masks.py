@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import re
 import zipfile
 
 import numpy as np
@@ -602,6 +603,64 @@ def test_zip_files_and_missing_files(desk, capsys, form):
         file.writestr('annotations.xml', '<annotations/>')
     assert 'a.json: is a zip file; unpack it' in refusal(capsys, desk, form, path)
     assert 'none.json' in refusal(capsys, desk, form, desk.root / 'none.json')
+
+
+JUNK = [None, True, -1, 1e300, 'x', '', [], {}, [[]], {'a': [1]}, float('nan'), [None], 2 ** 70]
+
+
+def mutations(content, path=()):
+    """The paths to all values in nested lists and mappings."""
+    yield path
+    items = content.items() if isinstance(content, dict) else \
+        enumerate(content) if isinstance(content, list) else ()
+    for key, value in items:
+        yield from mutations(value, (*path, key))
+
+
+def mutated(content, path, value):
+    """A copy in which the value at a path is another one."""
+    if not path:
+        return value
+    copy = dict(content) if isinstance(content, dict) else list(content)
+    copy[path[0]] = mutated(copy[path[0]], path[1:], value)
+    return copy
+
+
+@pytest.mark.parametrize('form, content', [
+    ('labelme', labelme(square('car'), ('circle', 'car', [[9, 9], [12, 9]], {}),
+                        ('mask', 'pole', [[20, 15], [23, 17]], {'mask': png_text(BITMAP)}))),
+    ('coco', coco([(1, [[1, 2, 9, 2, 9, 8]]),
+                   (2, {'size': [HEIGHT, WIDTH], 'counts': [HEIGHT * WIDTH - 9, 9]})])),
+    ('labelstudio', [label_studio(('rectanglelabels', RECTANGLE, {}), (
+        'ellipselabels', {'x': 75, 'y': 25, 'radiusX': 12.5, 'radiusY': 12.5, 'rotation': 0,
+                          'ellipselabels': ['car']}, {}))])])
+def test_any_junk_in_a_file_is_one_line(desk, capsys, form, content):
+    rng = np.random.default_rng(0)
+    paths = list(mutations(content))
+    for path in paths:
+        for value in rng.permutation(len(JUNK))[:3]:
+            file = desk.write('labels/a.json', mutated(content, path, JUNK[value]))
+            capsys.readouterr()
+            status = desk.masks(form, file)
+            error = capsys.readouterr().err
+            assert status == 0 or (status == 1 and error.count('\n') == 1
+                                   and 'a.json' in error), (path, JUNK[value], error)
+
+
+def test_any_junk_in_xml_is_one_line(desk, capsys):
+    content = cvat(BOX + '<polygon label="road" points="1,2;3,4;9,9" z_order="1"/>'
+                   '<mask label="car" rle="1,2,1" left="0" top="0" width="2" height="2"/>'
+                   '<ellipse label="car" cx="9" cy="9" rx="3" ry="2" rotation="20"/>',
+                   labels=[('car', '#000001')])
+    for place in re.finditer('"([^"]*)"', content):
+        for junk in ('', 'x', '1e999', '&#0;', '999999999999999999999'):
+            file = desk.write('annotations.xml', content[:place.start() + 1] + junk
+                              + content[place.end() - 1:])
+            capsys.readouterr()
+            status = desk.masks('cvat', file)
+            error = capsys.readouterr().err
+            assert status == 0 or (status == 1 and error.count('\n') == 1
+                                   and 'annotations.xml' in error), (place, junk, error)
 
 
 # ---- files that other programs write

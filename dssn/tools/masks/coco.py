@@ -33,9 +33,10 @@ def read(args):
                             [read_shape(item, path, names) for item in shapes[image['id']]],
                             f'{path} image {image["file_name"]}', smallest_on_top=True)
                   for image in content['images']]
-    # Roboflow writes the name of the project as a category that no shape has.
-    used = {shape.label for image in images for shape in image.shapes}
-    return Annotations(images, [name for _, name in sorted(names.items()) if name in used], {}, {})
+        # Roboflow writes the name of the project as a category that no shape has.
+        used = {shape.label for image in images for shape in image.shapes}
+        labels = [name for _, name in sorted(names.items()) if name in used]
+    return Annotations(images, labels, {}, {})
 
 
 def read_shape(item, path, names):

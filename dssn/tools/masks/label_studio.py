@@ -78,9 +78,11 @@ def image_name(data):
     Its address is '/data/upload/1/0a1b2c3d-a.jpg', '/data/local-files/?d=photos/a.jpg', or one on
     the web.
     """
-    address = data['image'] if 'image' in data else next(
-        value for value in data.values() if isinstance(value, str) and '.' in value)
-    parts = urlsplit(address)
+    texts = [data.get('image'), *data.values()]  # the project may have another name for it
+    addresses = [text for text in texts if isinstance(text, str) and '.' in text]
+    if not addresses:
+        raise ValueError('no image in its data')
+    parts = urlsplit(addresses[0])
     local = parse_qs(parts.query).get('d')
     if local:
         return local[0].replace('\\', '/').lstrip('/')
