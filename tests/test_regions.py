@@ -127,5 +127,5 @@ def test_runs_by_rows_and_runs_that_do_not_fit():
     assert from_runs([1, 2, 3], (2, 3), by_rows=True).tolist() == [[False, True, True],
                                                                    [False, False, False]]
     for runs in ([], [5], [7, -1]):
-        with pytest.raises(ValueError, match='cover'):
+        with pytest.raises(ValueError, match='cover|negative'):
             from_runs(runs, (2, 3))

@@ -119,10 +119,12 @@ def from_runs(runs, size, by_rows=False):
             COCO.
 
     Raises:
-        ValueError: they do not cover `size`.
+        ValueError: they do not cover `size`, or one is negative.
     """
     height, width = size
-    if min(runs, default=0) < 0 or sum(runs) != height * width:
+    if min(runs, default=0) < 0:
+        raise ValueError('a run length is negative')
+    if sum(runs) != height * width:
         raise ValueError(f'its runs cover {sum(runs)} pixels, the image has {height * width}')
     pixels = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
     return pixels.reshape(height, width) if by_rows else pixels.reshape(width, height).T
