@@ -6,6 +6,7 @@
     python eval.py --checkpoint latest.pth --weights both --scales 0.75 1 1.25 --flip
     python eval.py --checkpoint best.pth --images photos --save-dir predictions
     python eval.py --checkpoint best.pth --images a.jpg 'more/*.png' --save-dir predictions
+    python eval.py --checkpoint best.pth --images photos --save-dir predictions --export labelme
 
 Checkpoints of this project contain their config; for others give --config. With several processes
 (torchrun, srun) each image is still counted once. With --scales or --flip the probabilities of
@@ -17,11 +18,19 @@ class indices in the class colours, overlays, and with masks also error maps and
 --images takes files, folders with their subfolders, and patterns. It reads every format that Pillow
 reads. In folders, files with other endings, names that begin with a dot, and --save-dir are
 skipped. Images are rotated by EXIF, transparency is ignored, and only the
-first frame of an animation is predicted. Images that cannot be read, or have more than 8 bits a
-channel, are named at the end, and the exit status is then 1. Images of up to 2048 x 2048 pixels are
-predicted by the protocol of the config (`center_crop`: as whole images). Larger images are
-predicted in overlapping tiles of at most that size, so that about 3 GiB of memory are enough on a
-CPU.
+first frame of an animation is predicted. A video that is named, or matches a
+pattern, stands for its frames (needs PyAV: pip install av). Images that cannot be read, or have
+more than 8 bits a channel, are named at the end, and the exit status is then 1. Images that an
+earlier call with the same network and options has predicted are skipped.
+
+Images of up to 2048 x 2048 pixels are predicted by the protocol of the config (`center_crop`: as
+whole images). Larger images are predicted in overlapping tiles, which are blended: --tile and
+--overlap set their size. Large TIFF files are read in parts, and geo-referenced ones keep their
+coordinates, if rasterio is installed (pip install rasterio).
+
+--export also writes the predictions as polygons for an annotation tool, into D/labelme,
+D/cvat/annotations.xml or D/coco/instances.json. `python -m dssn masks` makes masks of the corrected
+files.
 """
 import argparse
 import copy
@@ -30,11 +39,18 @@ import os
 import sys
 import time
 
-from dssn import config
-from dssn.data.classes import names_of_classes
+from dssn.data.classes import colours_of_classes, names_of_classes
 from dssn.errors import UserError, escape_output, status_without_reader
-from dssn.models.weights import choose_weights, load_weights, read_torch_file, roles_held
-from dssn.tools.arguments import number
+from dssn.inference.annotations import FORMATS
+from dssn.models.weights import (
+    checksum,
+    choose_weights,
+    load_weights,
+    network_weights,
+    read_torch_file,
+    roles_held,
+)
+from dssn.tools.arguments import between, number, positive_number, whole_number
 from dssn.tools.experiments import oracles  # noqa: F401, registers its methods
 
 
@@ -59,6 +75,7 @@ def parse_arguments(argv=None):
     parser.add_argument('--images', nargs='+', metavar='PATH',
                         help="predict these images: files, folders, or patterns such as '*.jpg'; "
                              'needs --save-dir')
+    add_prediction_arguments(parser.add_argument_group('prediction, with --images'))
     parser.add_argument('--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE',
                         dest='assignments', help='override config keys')
     parser.add_argument('--port', type=int, help='port of rank 0, if the launcher sets none')
@@ -67,12 +84,70 @@ def parse_arguments(argv=None):
     args = parser.parse_args(argv)
     if args.images and not args.save_dir:
         parser.error('--images needs --save-dir, the folder for the predictions')
+    check_prediction_arguments(parser, args)
     if args.weights == 'both' and args.save_dir:
         parser.error('--save-dir needs one network: give --weights student or teacher')
     for flag in ('id_path', 'absent', 'json'):
         if args.images and getattr(args, flag):
             parser.error(f"--images has no ground truth: leave --{flag.replace('_', '-')} out")
     return args
+
+
+def add_prediction_arguments(group):
+    """Add the options that only --images has."""
+    group.add_argument('--tile', type=positive_number, metavar='N',
+                       help='predict images with more than N x N pixels in tiles of N x N pixels '
+                            '(default: 2048); small tiles need less memory')
+    group.add_argument('--overlap', type=whole_number, metavar='M',
+                       help='pixels that neighbouring tiles share at least; at most half of --tile '
+                            '(default: a quarter)')
+    group.add_argument('--confidence', nargs='?', const='uint8', choices=('uint8', 'uint16'),
+                       help='also write the probability of the predicted class of each pixel as '
+                            'PNG, with 8 (default) or 16 bits')
+    group.add_argument('--probabilities', nargs='?', const='uint8', choices=('uint8', 'uint16'),
+                       help='also write the probabilities of all classes, as .npz')
+    group.add_argument('--export', choices=FORMATS,
+                       help='also write the predictions as polygons for this annotation tool')
+    group.add_argument('--tolerance', type=between(0, 1000), metavar='PIXELS',
+                       help='of --export: largest distance of a polygon from the border of its '
+                            'pixels (default: 0.5); above 0.35 pixels at borders may change')
+    group.add_argument('--min-area', type=whole_number, metavar='PIXELS',
+                       help='of --export: a region of fewer pixels joins its largest neighbour '
+                            '(default: 10)')
+    group.add_argument('--min-confidence', type=between(0, 1), metavar='FRACTION',
+                       help='of --export: only where the predicted class has at least this '
+                            'probability (default: 0, everywhere)')
+    group.add_argument('--every', type=positive_number, metavar='N',
+                       help='of a video, predict every N-th frame (default: 1)')
+
+
+def check_prediction_arguments(parser, args):
+    """End with an error if the options of --images do not fit together."""
+    for flag in ('tile', 'overlap', 'confidence', 'probabilities', 'every', 'export'):
+        if not args.images and getattr(args, flag) is not None:
+            parser.error(f'--{flag} is an option of --images; add --images, or leave it out')
+    for flag in ('tolerance', 'min_area', 'min_confidence'):
+        if not args.export and getattr(args, flag) is not None:
+            parser.error(f"--{flag.replace('_', '-')} is an option of --export; add --export, or "
+                         'leave it out')
+    if args.overlap is not None and 2 * args.overlap > tiling(args).tile:
+        parser.error(f'--overlap {args.overlap} must be at most half of --tile '
+                     f'({tiling(args).tile})')
+
+
+def tiling(args):
+    """The `Tiling` of --tile and --overlap."""
+    from dssn.inference.tiles import DEFAULT, Tiling
+    tile = args.tile or DEFAULT.tile
+    return Tiling(tile, tile // 4 if args.overlap is None else args.overlap)
+
+
+def export_options(args):
+    """The `ExportOptions` of --export and its options."""
+    from dssn.inference.annotations import ExportOptions
+    return ExportOptions(args.export, 0.5 if args.tolerance is None else args.tolerance,
+                         10 if args.min_area is None else args.min_area,
+                         args.min_confidence or 0.0)
 
 
 def scale_factor(text):
@@ -90,7 +165,9 @@ def main(argv=None):
     escape_output()
     args = parse_arguments(argv)
     content = read_torch_file(args.checkpoint)
-    cfg = read_config(args, content)
+    from dssn.inference.network import read_config
+    cfg = read_config(content, args.checkpoint, args.config, {'val_id_path': args.id_path},
+                      args.assignments)
 
     from dssn import distributed, precision
     from dssn.data.check.quick import some_bands_problems
@@ -101,7 +178,7 @@ def main(argv=None):
     states = choose_states(args, content, network.state_dict())
     if args.images:
         from dssn.inference.predict import find_images
-        root, samples, notes = find_images(args.images, args.save_dir)
+        root, samples, notes = find_images(args.images, args.save_dir, args.every or 1)
         path = '--images'
     else:
         samples = read_list(cfg.val_id_path, True, cfg.allow_outside)
@@ -191,44 +268,55 @@ def predict(args, cfg, models, predict_indices, root, samples, notes, world):
     Args:
         root, samples: from `find_images`. notes: lines on skipped files, and warnings.
     """
-    from dssn.inference.pictures import PictureWriter
+    from dssn.inference.annotations import AnnotationWriter
+    from dssn.inference.evaluation import images_at_once
+    from dssn.inference.pictures import gather
     from dssn.inference.predict import predict_folder
+    from dssn.inference.results import PredictionWriter
     from dssn.precision import half_in_evaluation
     (role, model), = models.items()
+    annotations = args.export and AnnotationWriter(args.save_dir, root, samples, cfg,
+                                                   export_options(args))
+    writer = PredictionWriter(args.save_dir, cfg, samples, root, world,
+                              prediction_setting(args, cfg, model, role),
+                              args.confidence, args.probabilities, annotations)
     model = half_in_evaluation(model, cfg, world.device)
-    writer = PictureWriter(args.save_dir, cfg, samples)
-    problems = predict_folder(model, root, samples, world, writer, predict_indices)
+    problems = predict_folder(model, root, samples, world, writer, predict_indices, tiling(args),
+                              images_at_once(cfg, world.device), writer.waiting, writer.canvas)
     facts = [f'{args.checkpoint} ({role}), {protocol_text(args, cfg)}'] + notes
     place = args.images[0] if len(args.images) == 1 else f'{len(samples)} images in {root}'
     title = f'{cfg.dataset}: {role} on {place}'
     problems = writer.finish(world, title, facts, None, problems)
+    unlocated = len(gather(writer.unlocated, world))
+    predicted = sorted(gather([row['position'] for row in writer.rows], world))
     if not world.is_main:
         return 0  # with another status the launcher would end rank 0, which may still be writing
+    if unlocated:
+        notes.append(f'geo-referenced images: {unlocated}; rasterio writes their '
+                     'predictions with coordinates: pip install rasterio')
     for line in notes + problems:
         print(f'eval.py: {line}', file=sys.stderr)
-    print(f'{len(samples) - len(problems)} of {len(samples)} images predicted; pictures: '
-          f"{os.path.join(args.save_dir, 'index.html')}")
+    earlier = len(samples) - len(writer.waiting)
+    print(f'{len(samples) - len(problems)} of {len(samples)} images predicted'
+          + f', {earlier} of them in an earlier call' * bool(earlier)
+          + f"; pictures: {os.path.join(args.save_dir, 'index.html')}")
+    if annotations:
+        kept = sum(map(annotations.is_kept, predicted))
+        print(f'for {args.export}: {annotations.finish(predicted)}'
+              + f'; {kept} files that were changed by hand are kept' * bool(kept))
     return 1 if problems else 0
 
 
-def read_config(args, content):
-    """The config from --config, or the one in the checkpoint.
-
-    Raises:
-        UserError: there is no valid config.
-    """
-    overrides = {'val_id_path': args.id_path}
-    if args.config:
-        return config.load(args.config, overrides, args.assignments)
-    if not isinstance(content, dict) or not isinstance(content.get('config'), dict):
-        raise UserError(f'{args.checkpoint}: contains no config; give the one it was trained with: '
-                        '--config configs/....yaml')
-    # Settings in a checkpoint are not trusted: the user must set `allow_outside`.
-    values = dict(content['config'], allow_outside=False)
-    if isinstance(values.get('classes'), str):
-        raise UserError(f'{args.checkpoint}: `classes` in its config is not a list of names; give '
-                        'a config: --config configs/....yaml')
-    return config.from_dict(values, args.checkpoint, overrides, args.assignments)
+def prediction_setting(args, cfg, model, role):
+    """All that a prediction depends on beside its image, {name: value}, for the record."""
+    return {
+        'network': checksum(network_weights(model)), 'weights': role, 'protocol': cfg.protocol,
+        'crop_size': cfg.crop_size, 'eval_amp': cfg.eval_amp, '--scales': args.scales,
+        '--flip': args.flip, **{f'--{name}': value for name, value in
+                                tiling(args)._asdict().items()},
+        '--confidence': args.confidence, '--probabilities': args.probabilities,
+        'classes': names_of_classes(cfg), 'colours': [*map(list, colours_of_classes(cfg))],
+    }
 
 
 def write_json(args, cfg, names, absent, result, seconds):

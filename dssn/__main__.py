@@ -14,6 +14,7 @@ GROUPS = {
     'data sets and id lists': {
         'check': ('dssn.tools.data.check', 'read every listed file and report what is wrong'),
         'split': ('dssn.tools.data.split', 'make labeled, unlabeled and val lists'),
+        'masks': ('dssn.tools.masks', 'make masks from the files of annotation tools'),
         'prepare': ('dssn.tools.data.prepare',
                     'make a data_root from the official archives of a data set'),
         'import': ('dssn.tools.data.published', 'copy the published lists and verify them'),
@@ -23,6 +24,7 @@ GROUPS = {
     },
     'networks': {
         'weights': ('dssn.tools.weights', 'fetch, convert or check ImageNet weights'),
+        'export': ('dssn.tools.export', 'write a network as ONNX or as a torch.export program'),
     },
     'runs': {
         'report': ('dssn.tools.report', 'compare runs in one table, with mean and deviation'),

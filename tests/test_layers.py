@@ -17,7 +17,7 @@ FLOORS = [
     ['dssn.precision', 'dssn.keys'],
     ['dssn.models', 'dssn.distributed'],
     ['dssn.losses', 'dssn.pseudo_labels', 'dssn.mixing', 'dssn.ema', 'dssn.optim', 'dssn.batch',
-     'dssn.labels', 'dssn.yaml_text', 'dssn.errors', 'dssn'],
+     'dssn.labels', 'dssn.yaml_text', 'dssn.atomic', 'dssn.errors', 'dssn'],
 ]
 
 

@@ -16,7 +16,7 @@ from dssn.distributed import World
 from dssn.errors import UserError
 from dssn.inference import predict
 from dssn.inference.evaluation import predictor
-from dssn.inference.predict import find_images, predict_folder, predict_image, tiles
+from dssn.inference.predict import find_images, predict_folder
 from dssn.models import build_model
 from dssn.models.weights import network_weights
 
@@ -199,20 +199,7 @@ def test_unreadable_images_are_errors_with_their_names(tmp_path):
         assert name in str(error.value) and '\n' not in str(error.value)
 
 
-# ---- tiles
-
-@pytest.mark.parametrize('side', [1, 39, 40, 41, 60, 61, 100, 1000])
-def test_tiles_cover_a_side_once_with_margins(monkeypatch, side):
-    monkeypatch.setattr(predict, 'TILE', 40)
-    monkeypatch.setattr(predict, 'MARGIN', 5)
-    kept = []
-    for start, stop, first, last in tiles(side):
-        assert 0 <= start <= first < last <= stop <= side and stop - start <= 40
-        assert first - start == min(5, first) and stop - last == min(5, side - last)
-        kept += range(first, last)
-    assert kept == list(range(side))
-    assert len(tiles(side)) == (1 if side <= 40 else -(-side // 30))
-
+# ---- images of any size
 
 class Blur(torch.nn.Module):
     """Logits that depend on the 5 x 5 pixels around; records the sizes of its inputs."""
@@ -226,22 +213,6 @@ class Blur(torch.nn.Module):
     def forward(self, x):
         self.sizes.append(tuple(x.shape[2:]))
         return self.conv(x)
-
-
-@pytest.mark.parametrize('height, width', [(20, 20), (20, 21), (90, 33), (7, 300), (1, 1)])
-def test_tiles_give_the_same_prediction_as_the_whole_image(monkeypatch, height, width):
-    monkeypatch.setattr(predict, 'MARGIN', 2)
-    model, run = Blur(), predictor('original', 0)
-    image = torch.randint(256, (3, height, width), dtype=torch.uint8)
-    with torch.no_grad():
-        expected = predict_image(run, model, image, 'cpu')
-        assert model.sizes == [(height, width)]
-        monkeypatch.setattr(predict, 'TILE', 20)
-        got = predict_image(run, model, image, 'cpu')
-    assert got.dtype == torch.uint8 and torch.equal(got, expected)
-    assert len(got.unique()) > 1 or got.numel() == 1
-    if height * width > 400:
-        assert len(model.sizes) > 2 and max(max(size) for size in model.sizes[1:]) <= 20
 
 
 def test_a_folder_is_predicted_by_the_protocol_despite_unreadable_images(tmp_path):

@@ -498,3 +498,63 @@ def test_missing_or_unknown_arguments(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2 and 'usage' in capsys.readouterr().err
+
+
+# ---- split LIST --add SPLIT
+
+@pytest.fixture
+def streets(tmp_path):
+    """splits/12 with two labeled and three unlabeled images, and a val image; returns splits/."""
+    (tmp_path / 'splits' / '12').mkdir(parents=True)
+    (tmp_path / 'splits/12/labeled.txt').write_text('i/a.jpg m/a.png\ni/b.jpg m/b.png\n')
+    (tmp_path / 'splits/12/unlabeled.txt').write_text('i/c.jpg\n./i/d.jpg\ni/e x.jpg\t\n')
+    (tmp_path / 'splits/val.txt').write_text('i/v.jpg m/v.png\n')
+    return tmp_path / 'splits'
+
+
+def add(streets, text, *more, out='15'):
+    (streets / 'new.txt').write_text(text)
+    return main(['split', str(streets / 'new.txt'), '--add', str(streets / '12'), '--out',
+                 str(streets / out), *more])
+
+
+def test_add(streets, capsys):
+    assert add(streets, 'i/d.jpg new/d.png\ni/e x.jpg\tnew/e x.png\ni/b.jpg new/b.png\n'
+                        'i/z.jpg new/z.png\n') == 0
+    assert [s[:2] for s in read_list(str(streets / '15/labeled.txt'))] == [
+        ('i/a.jpg', 'm/a.png'), ('i/b.jpg', 'new/b.png'), ('i/d.jpg', 'new/d.png'),
+        ('i/e x.jpg', 'new/e x.png'), ('i/z.jpg', 'new/z.png')]
+    assert images(streets / '15/unlabeled.txt') == ['i/c.jpg']
+    out = capsys.readouterr().out
+    assert '4 samples: 2 were unlabeled, 1 were labeled (1 with another mask), 1 were in ' in out
+    # The old lists and val stay as they are.
+    assert images(streets / '12/unlabeled.txt') == ['i/c.jpg', './i/d.jpg', 'i/e x.jpg']
+    assert images(streets / 'val.txt') == ['i/v.jpg']
+
+
+def test_add_to_the_same_split_and_to_another_place(streets):
+    assert add(streets, 'i/c.jpg m/c.png\n', out='12') == 0
+    assert add(streets, 'i/c.jpg m/c.png\n', out='12') == 0
+    assert images(streets / '12/labeled.txt') == ['i/a.jpg', 'i/b.jpg', 'i/c.jpg']
+    assert add(streets, 'i/d.jpg m/d.png\ni/e x.jpg\tm/e x.png\n', out='far/17') == 0
+    assert images(streets / 'far/val.txt') == ['i/v.jpg']
+    assert not (streets / 'far/17/unlabeled.txt').exists()  # none is left
+
+
+@pytest.mark.parametrize('text, words', [
+    ('i/v.jpg m/v.png\n', ['new.txt line 1', 'val.txt line 1', 'in val']),
+    ('i/c.jpg m/c.png\n./i/c.jpg m/d.png\n', ['new.txt line 2', 'new.txt line 1']),
+    ('photos/i/c.jpg m/c.png\n', ['none of its 1 images', '--data-root']),
+    ('i/c.jpg\n', ['new.txt line 1', 'names no mask'])])
+def test_what_cannot_be_added(streets, capsys, text, words):
+    assert add(streets, text) == 1
+    error = capsys.readouterr().err
+    assert all(word in error for word in words) and not (streets / '15').exists()
+
+
+def test_add_takes_no_options_that_choose(streets):
+    for more in (['--labeled', '3'], ['--val', '1'], ['--stratified'], ['--images', 'x']):
+        with pytest.raises(SystemExit):
+            add(streets, 'i/c.jpg m/c.png\n', *more)
+    with pytest.raises(SystemExit):
+        main(['split', '--add', str(streets / '12'), '--out', str(streets / '15')])

@@ -15,7 +15,8 @@ TURNS = {2: 'FLIP_LEFT_RIGHT', 3: 'ROTATE_180', 4: 'FLIP_TOP_BOTTOM', 5: 'TRANSP
 EXIF_KEYS = ('exif', 'xmp', 'XML:com.adobe.xmp', 'Raw profile type exif')
 # Tags of TIFF.
 WIDTH, HEIGHT, BITS, PHOTOMETRIC, BANDS, EXTRA = 256, 257, 258, 262, 277, 338
-GRAY, PALETTE, SEPARATED = (0, 1), 3, 5  # values of PHOTOMETRIC
+GEO = 33550, 33922, 34264  # tags of GeoTIFF: size of a pixel, tie points, transformation
+GRAY, RGB, PALETTE, SEPARATED = (0, 1), 2, 3, 5  # values of PHOTOMETRIC
 PREMULTIPLIED = 1                        # value of EXTRA
 SIZ = b'\xff\x4f\xff\x51'  # first markers of a JPEG 2000 code stream
 RECIPE = 'docs/data.md has the lines, "More than 8 bits or 3 bands"'
@@ -26,6 +27,8 @@ class Header(NamedTuple):
     size: Tuple[int, int]  # (width, height) as viewers show it
     turn: int              # EXIF orientation, 1..8
     bands: Optional[str]   # text on what is read of a TIFF's bands, if that may be a surprise
+    plain: bool            # a TIFF of 8-bit gray or RGB that is shown as it is stored
+    located: bool          # a TIFF with coordinates (GeoTIFF)
 
 
 def read_header(image):
@@ -38,7 +41,8 @@ def read_header(image):
         if image.format == 'PNG' and _chunks_follow_pixels(image):
             image.load()  # one of these chunks may be EXIF
     turn = orientation(image)
-    return Header(turned_size(size, turn), turn, bands_text(image))
+    return Header(turned_size(size, turn), turn, bands_text(image), is_plain(image),
+                  image.format == 'TIFF' and any(tag in image.tag_v2 for tag in GEO))
 
 
 def decode_upright(image):
@@ -162,6 +166,19 @@ def bands_text(image):
                  'divided by it. If it is something else, such as infrared, write the bands before '
                  f'it as an image of their own ({RECIPE})')
     return text
+
+
+def is_plain(image):
+    """Whether the bands of an opened image hold 8-bit gray or RGB as it is shown.
+
+    Then any reader of TIFF gives the values that Pillow gives.
+    """
+    if image.format != 'TIFF' or set(image.tag_v2.get(BITS, (1,))) != {8}:
+        return False
+    # Pillow knows few combinations of gray with more bands.
+    count, photometric = image.tag_v2.get(BANDS, 1), image.tag_v2.get(PHOTOMETRIC, 0)
+    return (photometric == RGB and count >= 3 or photometric == GRAY[1] and count == 1) \
+        and PREMULTIPLIED not in image.tag_v2.get(EXTRA, ()) and orientation(image) == 1
 
 
 def tiff_text(path):

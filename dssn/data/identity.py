@@ -4,6 +4,7 @@ import json
 import os
 from typing import NamedTuple
 
+from dssn.atomic import write_atomically
 from dssn.data.lists import read_list
 from dssn.errors import UserError
 
@@ -85,7 +86,7 @@ def record_generated(folder, seed, source, names=('labeled.txt', 'unlabeled.txt'
         samples = read_list(os.path.join(folder, name), masks=False, allow_outside=True)
         record[name] = {'seed': seed, 'source': str(source), 'lines': len(samples),
                         'sha256': sha256_of_ids(samples)}
-    _write_atomically(os.path.join(folder, RECORD), json.dumps(record, indent=1) + '\n')
+    write_atomically(os.path.join(folder, RECORD), json.dumps(record, indent=1) + '\n')
 
 
 def _read_record(folder):
@@ -107,10 +108,3 @@ def _read_json(path, remedy):
             return json.load(file)
     except (OSError, ValueError) as error:
         raise UserError(f'{path}: cannot be read ({error}); {remedy}') from None
-
-
-def _write_atomically(path, text):
-    temporary = f'{path}.tmp'
-    with open(temporary, 'w', encoding='utf-8', newline='\n') as file:
-        file.write(text)
-    os.replace(temporary, path)

@@ -113,7 +113,7 @@ def _resize(images, size):
 
 
 def predictor(protocol, window, scales=(1.0,), flip=False):
-    """The function (model, images (N, 3, H, W)) -> class indices (N, H, W) int64 of a protocol.
+    """The `Predictor` of a protocol.
 
     Args:
         protocol: `sliding_window`; others predict whole images. window: side of the window, pixels.
@@ -136,15 +136,37 @@ def predictor(protocol, window, scales=(1.0,), flip=False):
         return predict_augmented(copy, model, images, scales, flip)
 
     if tuple(scales) != (1.0,) or flip:
-        predict = augmented
+        scores = augmented
     else:
-        predict = windows if protocol == 'sliding_window' else logits
+        scores = windows if protocol == 'sliding_window' else logits
     sizes_vary = protocol == 'original' or tuple(scales) != (1.0,)
+    return Predictor(scores, scores is logits, sizes_vary)
 
-    def indices(model, images):
-        with precision.varying_sizes() if sizes_vary else contextlib.nullcontext():
-            return classes(predict(model, images))
-    return indices
+
+class Predictor:
+    """Predicts images of one size by a protocol; see `predictor`.
+
+    Args:
+        scores: function (model, images (N, 3, H, W)) -> (N, C, H, W): logits, or class
+            probabilities up to a factor for each pixel.
+        are_logits: which of the two. sizes_vary: see `predictor`.
+    """
+
+    def __init__(self, scores, are_logits, sizes_vary):
+        self._scores, self.are_logits, self.sizes_vary = scores, are_logits, sizes_vary
+
+    def scores(self, model, images):
+        """Logits, or class probabilities up to a factor: (N, 3, H, W) -> (N, C, H, W)."""
+        with precision.varying_sizes() if self.sizes_vary else contextlib.nullcontext():
+            return self._scores(model, images)
+
+    def __call__(self, model, images):
+        """Class indices: (N, 3, H, W) -> (N, H, W) int64."""
+        return classes(self.scores(model, images))
+
+    def probabilities(self, scores):
+        """The class probabilities (N, C, H, W) of the result of `scores`; their sum is 1."""
+        return scores.softmax(1) if self.are_logits else scores / scores.sum(1, keepdim=True)
 
 
 def center_crop(image, size):

@@ -16,7 +16,10 @@ from dssn.labels import IGNORE
 
 THUMBNAIL = 240, 180   # maximum width and height of one picture in a thumbnail, pixels
 JPEG_SIDE = 65500      # maximum side of a JPEG file, pixels
-KINDS = ('prediction', 'overlay', 'error', 'panel', 'thumbnail')  # folders with pictures
+STRIP = 256            # rows of an image that are drawn at once
+# Folders with the files of predictions.
+KINDS = ('prediction', 'overlay', 'error', 'panel', 'thumbnail', 'confidence', 'probabilities',
+         'geotiff')
 
 
 def index_picture(index, colours):
@@ -37,6 +40,32 @@ def error_picture(label, prediction):
     """Errors of class indices (H, W) as mode P: 0 correct, 1 wrong, 255 ignored in `label`."""
     error = np.where(label == IGNORE, IGNORE, label != prediction)
     return index_picture(error, [CORRECT_COLOUR, WRONG_COLOUR])
+
+
+def draw_prediction(image, prediction, colours):
+    """The overlay of a prediction, and small copies for a thumbnail, drawn in strips of rows.
+
+    Args:
+        image: (3, H, W) uint8, or a `TiffWindows`. prediction: class indices (H, W), an array.
+
+    Returns:
+        (overlay RGB, [image, prediction, overlay], RGB, reduced by a whole number, which is 1 if
+        they are small).
+    """
+    height, width = prediction.shape
+    factor = max(1, min(width // (4 * THUMBNAIL[0]), height // (4 * THUMBNAIL[1])))
+    whole = Image.new('RGB', (width, height))
+    small = [Image.new('RGB', (-(-width // factor), -(-height // factor))) for _ in range(3)]
+    step = max(STRIP // factor, 1) * factor
+    for top in range(0, height, step):
+        photo = Image.fromarray(
+            image[:, top:top + step].permute(1, 2, 0).contiguous().numpy())
+        found = index_picture(prediction[top:top + step], colours).convert('RGB')
+        mixed = overlay(photo, found)
+        whole.paste(mixed, (0, top))
+        for canvas, part in zip(small, (photo, found, mixed)):
+            canvas.paste(part.reduce(factor), (0, top // factor))
+    return whole, small
 
 
 def side_by_side(pictures, gap=4):
@@ -78,13 +107,15 @@ class PictureWriter:
 
     Args:
         folder: is created if needed. samples: `__call__` gets positions in this list.
+        numbers: with which the names of pictures begin, one a sample; None: the positions.
 
     Raises:
         UserError: a file cannot be written, now or later.
     """
 
-    def __init__(self, folder, cfg, samples):
+    def __init__(self, folder, cfg, samples, numbers=None):
         self.folder, self.samples = folder, samples
+        self.numbers = range(len(samples)) if numbers is None else numbers
         self.names, self.colours = names_of_classes(cfg), colours_of_classes(cfg)
         self.rows = []
         self._write('', lambda path: os.makedirs(path, exist_ok=True))
@@ -96,24 +127,31 @@ class PictureWriter:
             label: (H, W) uint8; None without ground truth.
         """
         prediction, = [np.asarray(found) for found in predictions.values()]
-        photo = Image.fromarray(image.permute(1, 2, 0).numpy())
         found = index_picture(prediction, self.colours)
-        files = {'overlay': overlay(photo, found), 'prediction': found}
-        parts = {'image': photo, **files}
-        if label is not None:
+        if label is None:
+            mixed, small = draw_prediction(image, prediction, self.colours)
+            files = {'overlay': mixed, 'prediction': found}
+            parts = dict(zip(('image', 'prediction', 'overlay'), small))
+        else:
+            photo = Image.fromarray(image.permute(1, 2, 0).numpy())
             ground_truth = index_picture(label, self.colours)
-            files = {'panel': side_by_side([photo, ground_truth, found]), **files,
+            files = {'panel': side_by_side([photo, ground_truth, found]),
+                     'overlay': overlay(photo, found), 'prediction': found,
                      'error': error_picture(np.asarray(label), prediction)}
             parts = {'image': photo, 'ground truth': ground_truth, 'prediction': found,
                      'overlay': files['overlay'], 'error': files['error']}
-        stem = file_stem(position, self.samples[position].image)
+        stem = self.stem(position)
         small = side_by_side([thumbnail(picture) for picture in parts.values()])
         iou, accuracy = self.scores_of(label, prediction)
         self.rows.append({
-            'position': position, 'name': self.samples[position].image, 'size': photo.size,
+            'position': position, 'name': self.samples[position].image, 'size': found.size,
             'iou': iou, 'accuracy': accuracy, 'parts': list(parts),
             'files': {kind: self.save(kind, stem, picture) for kind, picture in files.items()},
             'thumbnail': self.save('thumbnail', stem, small), 'thumbnail_size': small.size})
+
+    def stem(self, position):
+        """The name, without its ending, of the pictures of a sample."""
+        return file_stem(self.numbers[position], self.samples[position].image)
 
     def scores_of(self, label, prediction):
         """(mIoU over the classes in ground truth or prediction, pixel accuracy) of an image.
@@ -172,7 +210,7 @@ class PictureWriter:
     def _write(self, name, write):
         path = os.path.join(self.folder, name) if name else self.folder
         try:
-            write(path)
+            return write(path)
         except OSError as error:
             raise UserError(f'--save-dir {self.folder}: {name or "the folder"} cannot be written '
                             f'({error.strerror or error})') from None

@@ -36,6 +36,19 @@ def positive_amount(text):
     return value
 
 
+def between(low, high):
+    """The type of a number from `low` to `high`, such as 0.5."""
+    def convert(text):
+        try:
+            value = number(text, float)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"'{text}' must be a number from {low} to {high}")
+        return value
+    return convert
+
+
 def count_or_fraction(text):
     """'40' -> 40, a number of samples; '1/8' or '0.2' -> a Fraction above 0 and at most 1."""
     try:

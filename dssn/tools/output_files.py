@@ -1,8 +1,10 @@
 """Writing files of results: as JSON for the option --json, or atomically."""
 import json
-import os
 
+from dssn.atomic import write_atomically
 from dssn.errors import UserError
+
+__all__ = ['write_atomically', 'write_json']
 
 
 def write_json(path, content):
@@ -18,13 +20,3 @@ def write_json(path, content):
             json.dump(content, file, indent=1)
     except OSError as error:
         raise UserError(f'--json {path}: cannot be written ({error.strerror})') from None
-
-
-def write_atomically(path, content):
-    """Replace a file by text or bytes; others read the old or the new content, never a part."""
-    data = content.encode('utf-8') if isinstance(content, str) else content
-    with open(f'{path}.tmp', 'wb') as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(f'{path}.tmp', path)

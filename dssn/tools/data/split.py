@@ -17,6 +17,7 @@ from dssn.data.stored import used_colours
 from dssn.errors import UserError
 from dssn.labels import IGNORE
 from dssn.tools.arguments import count_or_fraction, whole_number
+from dssn.tools.data.add import add_to_split
 from dssn.tools.data.groups import closest_groups, group_of, group_rule, sequence_warning
 
 SHOWN = 3   # files or groups that a message names
@@ -35,6 +36,8 @@ def add_arguments(parser):
             --data-root data/mine --out splits/mine/held_out     # val images in other folders
         python -m dssn split --images data/mine/train --masks data/mine/trainmasks \\
             --data-root data/mine --val splits/mine/held_out/labeled.txt --out splits/mine/all
+        python -m dssn split data/mine/round2/labeled.txt --add splits/mine/40 \\
+            --out splits/mine/60                                  # more labeled images
 
     labeled.txt and unlabeled.txt are written into --out. val.txt is written into the folder above
     it, so that all splits of a data set use the same one. Images without a mask are unlabeled. The
@@ -80,6 +83,10 @@ def add_arguments(parser):
     parser.add_argument('--palette', choices=('check', 'ignore'), default='check',
                         help='ignore: the masks may have different palettes, for --stratified '
                              '(default: %(default)s)')
+    parser.add_argument('--add', metavar='SPLIT',
+                        help='add the samples of LIST to the labeled list in the folder SPLIT, '
+                             'and take them out of its unlabeled list; both new lists are '
+                             'written into --out; val stays as it is')
     parser.add_argument('--allow-outside', action='store_true',
                         help='accept lists that name files outside data_root, by `..` or absolute '
                              'paths')
@@ -91,6 +98,8 @@ def add_arguments(parser):
 
 
 def run(args):
+    if args.add:
+        return run_add(args)
     if bool(args.list) == bool(args.images):
         args.parser.error('give an id list, or --images with --masks')
     if args.list and (args.masks or args.mask_suffix != [''] or args.image_suffix):
@@ -144,6 +153,25 @@ def run(args):
     text = val and not args.group and sequence_warning(samples)
     if text:
         print(text, file=sys.stderr)
+    return 0
+
+
+def run_add(args):
+    """Write the lists of --add; returns the exit status."""
+    given = {name for name, value in vars(args).items() if value != args.parser.get_default(name)}
+    others = given - {'list', 'add', 'out', 'allow_outside', 'command', 'run', 'program', 'parser'}
+    if not args.list or others:
+        args.parser.error('--add takes a list and --out, and no option that chooses samples')
+    labeled, unlabeled, line = add_to_split(args.list, args.add, val_file(args.add),
+                                            args.allow_outside)
+    lists = {os.path.join(args.out, 'labeled.txt'): labeled,
+             os.path.join(args.out, 'unlabeled.txt'): unlabeled}
+    if os.path.abspath(val_file(args.out)) != os.path.abspath(val_file(args.add)) \
+            and os.path.exists(val_file(args.add)):
+        lists[val_file(args.out)] = read_list(val_file(args.add), True, args.allow_outside)
+    write_lists(lists, val_file(args.out))
+    print(f'{args.list}: {line}')
+    report_lists(lists, None)
     return 0
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dssn.data.classes import CLASSES
+from dssn.data.regions import coco_region
 from dssn.errors import UserError
 from dssn.labels import IGNORE
 from dssn.tools.data.prepare.originals import require_entries
@@ -24,7 +25,7 @@ class Instance(NamedTuple):
     """One annotation."""
     number: int        # its id
     value: int         # class index of its pixels; 255 for a crowd
-    segmentation: Any  # its pixels, see `region_of`
+    segmentation: Any  # its pixels, see `coco_region`
 
 
 def add_arguments(parser):
@@ -94,7 +95,7 @@ def convert_mask(pair):
     regions = []
     for instance in instances:
         try:
-            region = region_of(instance.segmentation, size)
+            region = coco_region(instance.segmentation, size)
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise UserError(f'{pair.mask}: annotation {instance.number} of {pair.image_name} '
                             f'cannot be rendered ({type(error).__name__}: {error}); unpack '
@@ -104,81 +105,3 @@ def convert_mask(pair):
     for _, region, value in sorted(regions, key=lambda item: item[0]):
         mask[region] = value
     return mask
-
-
-def region_of(segmentation, size):
-    """The pixels of a segmentation, bool (H, W).
-
-    Args:
-        segmentation: list of polygons, or {'size': [H, W], 'counts': run lengths}, in which the run
-            lengths are numbers or packed text. size: (H, W) of the image.
-    """
-    if isinstance(segmentation, list):
-        region = np.zeros(size, bool)
-        for polygon in segmentation:
-            region |= inside(polygon, size)
-        return region
-    if tuple(segmentation['size']) != size:
-        raise ValueError(f'its size is {segmentation["size"]}, the image is {list(size)}')
-    runs = segmentation['counts']
-    return from_runs(unpack_runs(runs) if isinstance(runs, str) else runs, size)
-
-
-def inside(polygon, size):
-    """The pixels whose centre lies in a polygon, by the even-odd rule.
-
-    Args:
-        polygon: x0, y0, x1, y1, ... in pixels; (0, 0) is the upper left corner of the image.
-        size: (H, W).
-
-    Returns:
-        bool (H, W).
-    """
-    height, width = size
-    # After subtracting half a pixel, the centre of a pixel lies at (column, row).
-    x, y = np.asarray(polygon, np.float64).reshape(-1, 2).T - 0.5
-    next_x, next_y = np.roll(x, -1), np.roll(y, -1)
-    # The rows that an edge crosses: from its upper end (included) to its lower end (excluded).
-    first = np.clip(np.ceil(np.minimum(y, next_y)), 0, height).astype(int)
-    count = np.clip(np.ceil(np.maximum(y, next_y)), 0, height).astype(int) - first
-    edge = np.repeat(np.arange(len(x)), count)
-    row = first[edge] + np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count)
-    slope = (next_x - x)[edge] / (next_y - y)[edge]
-    column = np.ceil(x[edge] + (row - y[edge]) * slope)
-    # Count the crossings to the left of each pixel: odd is inside. 8 bits keep odd and even.
-    crossings = np.zeros((height, width + 1), np.uint8)
-    np.add.at(crossings, (row, np.clip(column, 0, width).astype(int)), 1)
-    region = np.zeros(size, bool)
-    crossed = slice(row.min(), row.max() + 1) if len(row) else slice(0)
-    region[crossed] = np.cumsum(crossings[crossed, :width], axis=1, dtype=np.uint8) % 2
-    return region
-
-
-def from_runs(runs, size):
-    """Run lengths -> bool (H, W). Runs alternate between outside and inside, column by column."""
-    height, width = size
-    if sum(runs) != height * width:
-        raise ValueError(f'its runs cover {sum(runs)} pixels, the image has {height * width}')
-    pixels = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    return pixels.reshape(width, height).T
-
-
-def unpack_runs(text):
-    """The run lengths in COCO's packed text.
-
-    A character minus 48 holds five bits of a number, the lowest bits first. Its sixth bit is set if
-    the number has more characters. The fifth bit of the last character is the sign. From the fourth
-    number on, the text holds the difference from the number two places before.
-    """
-    runs, value, shift = [], 0, 0
-    for character in text:
-        bits = ord(character) - 48
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        runs.append(value + runs[-2] if len(runs) > 2 else value)
-        value, shift = 0, 0
-    return runs
