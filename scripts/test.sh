@@ -1,12 +1,13 @@
 #!/bin/sh
 # Runs the tests: sh scripts/test.sh [pytest arguments]
 # One test per core runs at a time, and one more, since many wait for processes that they start;
-# `-n 0` runs one after the other.
+# `-n 0` runs one after the other. DSSN_EXTRAS=tests/extras.txt installs optional packages, too, without
+# which their tests are skipped.
 
 CDPATH='' cd -- "$(dirname -- "$0")/.." || exit 1
 # shellcheck source=scripts/env.sh
 . scripts/env.sh
-set_up_python tests/requirements.txt
+set_up_python tests/requirements.txt ${DSSN_EXTRAS:+"$DSSN_EXTRAS"}
 
 cores=$("$python" -c 'import os
 print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
