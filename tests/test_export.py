@@ -268,10 +268,50 @@ def test_an_exporter_that_fails_is_one_line(folder, monkeypatch, tmp_path, capsy
 
 
 @pytest.mark.parametrize('height, width', [(1, 1), (20, 100), (32, 32), (2000, 40)])
-def test_the_middle_of_an_image(height, width):
-    image = torch.arange(height * width).view(1, height, width).expand(3, -1, -1).to(torch.uint8)
-    found = export.middle(image, 1024, 1024)
-    assert found.shape == (3, max(min(height, 1024), 32), max(width, 32))
-    top = max(height - 1024, 0) // 2
-    assert torch.equal(found[:, :min(height, 1024), :width], image[:, top:top + 1024])
-    assert found[:, height:].sum() == 0
+@pytest.mark.parametrize('patch', [1, 14])
+def test_the_middle_of_an_image(height, width, patch):
+    image = torch.randint(1, 256, (3, height, width), dtype=torch.uint8)
+    found = export.middle(image, 1024, 1024, patch)
+    for side, original in zip(found.shape[1:], image.shape[1:]):
+        assert side % patch == 0 and side >= 32
+        assert side == max(min(original, 1024) // patch * patch, {1: 32, 14: 42}[patch])
+    tall, wide = min(height, found.shape[1]), min(width, found.shape[2])
+    top, left = [max(side - wanted, 0) // 2 for side, wanted in zip((height, width),
+                                                                    found.shape[1:])]
+    assert torch.equal(found[:, :tall, :wide], image[:, top:top + tall, left:left + wide])
+    assert (found > 0).sum() == 3 * tall * wide  # the rest is padding
+
+
+class Patches(torch.nn.Module):
+    """A network that takes only multiples of its patch, as a vision transformer does."""
+    patch = 14
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = torch.nn.Conv2d(3, 3, 14, stride=14)
+
+    def forward(self, images):
+        assert images.shape[2] % 14 == 0 and images.shape[3] % 14 == 0
+        return self.conv(images).repeat_interleave(14, 2).repeat_interleave(14, 3)
+
+
+def test_a_network_of_patches_is_compared_in_multiples():
+    graph = export.Graph(Patches(), True, 'logits').eval()
+    images = [torch.from_numpy(photo(seed, *size).transpose(2, 0, 1).copy())
+              for seed, size in ((0, (90, 70)), (1, (50, 41)), (2, (20, 64)))]
+    with torch.no_grad():
+        found = export.compare(graph, lambda x: graph(torch.from_numpy(x)).numpy(), images)
+    assert [one.shape for one in found] == [(1, 70, 84), (1, 42, 42), (1, 56, 42), (2, 42, 42),
+                                            (3, 42, 42)]
+    assert all(one.equal == one.pixels for one in found)
+
+
+@current
+def test_a_network_of_patches_is_traced_with_free_sizes(capsys):
+    graph = export.Graph(Patches(), True, 'logits').eval()
+    _, call = export.as_program(graph, {})
+    for size in ((1, 42, 42), (3, 140, 56)):
+        images = batch(*size)
+        with torch.no_grad():
+            np.testing.assert_allclose(call(images), graph(torch.from_numpy(images)), atol=1e-5)

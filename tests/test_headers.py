@@ -165,6 +165,8 @@ class FakeRaster:
 def run_lines_of_the_documentation(folder, data, pixels, monkeypatch, high, gray):
     """Run the lines on a file; with rasterio if it is installed. Returns the new image's bytes."""
     try:
+        if data.startswith((b'P1', b'P2', b'P3')):  # in words: rasterio reads binary PPM alone
+            raise ImportError
         rasterio = importlib.import_module('rasterio')
     except ImportError:
         rasterio = types.ModuleType('rasterio')
@@ -179,7 +181,7 @@ def run_lines_of_the_documentation(folder, data, pixels, monkeypatch, high, gray
     exec(code.replace('read([1, 2, 3])', 'read([1, 1, 1])') if gray else code, {})
 
 
-@pytest.mark.filterwarnings('ignore:.*not georeferenced')
+@pytest.mark.filterwarnings('ignore:Dataset has no geotransform')
 @pytest.mark.parametrize('kind', list(DEEP))
 def test_the_lines_of_the_documentation_convert_such_an_image(tmp_path, monkeypatch, kind):
     data, _, pixels = DEEP[kind]
@@ -250,7 +252,7 @@ def test_the_line_for_a_wrong_cmyk_tag_keeps_the_colours(tmp_path, monkeypatch):
     assert image_header('.', new).bands is None
 
 
-@pytest.mark.filterwarnings('ignore:.*not georeferenced')
+@pytest.mark.filterwarnings('ignore:Dataset has no geotransform')
 @pytest.mark.parametrize('bands, colour, extra', [(4, GRAY, [0, 0, 0]), (8, RGB, [0] * 5)])
 def test_a_tiff_that_pillow_does_not_open(tmp_path, monkeypatch, bands, colour, extra):
     data = tiff(BANDS8[..., :bands], colour, extra)

@@ -78,6 +78,11 @@ def image_header(data_root, sample):
     return _open(data_root, sample.image, sample, read)
 
 
+def tiff_facts(data_root, sample):
+    """The `TiffFacts` of the sample's image, which is not decoded. Raises like `open_image`."""
+    return _open(data_root, sample.image, sample, headers.tiff_facts)
+
+
 def check_depth(data_root, sample, image):
     """Raise a FileProblem if an opened image has more than 8 bits per channel."""
     bits = headers.bits_per_channel(image)

@@ -27,8 +27,12 @@ class Header(NamedTuple):
     size: Tuple[int, int]  # (width, height) as viewers show it
     turn: int              # EXIF orientation, 1..8
     bands: Optional[str]   # text on what is read of a TIFF's bands, if that may be a surprise
-    plain: bool            # a TIFF of 8-bit gray or RGB that is shown as it is stored
-    located: bool          # a TIFF with coordinates (GeoTIFF)
+
+
+class TiffFacts(NamedTuple):
+    """Whether other readers of TIFF can be used for an image."""
+    plain: bool    # 8-bit gray or RGB that is shown as it is stored, so any reader gives the same
+    located: bool  # with coordinates (GeoTIFF)
 
 
 def read_header(image):
@@ -41,8 +45,7 @@ def read_header(image):
         if image.format == 'PNG' and _chunks_follow_pixels(image):
             image.load()  # one of these chunks may be EXIF
     turn = orientation(image)
-    return Header(turned_size(size, turn), turn, bands_text(image), is_plain(image),
-                  image.format == 'TIFF' and any(tag in image.tag_v2 for tag in GEO))
+    return Header(turned_size(size, turn), turn, bands_text(image))
 
 
 def decode_upright(image):
@@ -168,17 +171,17 @@ def bands_text(image):
     return text
 
 
-def is_plain(image):
-    """Whether the bands of an opened image hold 8-bit gray or RGB as it is shown.
-
-    Then any reader of TIFF gives the values that Pillow gives.
-    """
-    if image.format != 'TIFF' or set(image.tag_v2.get(BITS, (1,))) != {8}:
-        return False
-    # Pillow knows few combinations of gray with more bands.
-    count, photometric = image.tag_v2.get(BANDS, 1), image.tag_v2.get(PHOTOMETRIC, 0)
-    return (photometric == RGB and count >= 3 or photometric == GRAY[1] and count == 1) \
-        and PREMULTIPLIED not in image.tag_v2.get(EXTRA, ()) and orientation(image) == 1
+def tiff_facts(image):
+    """The `TiffFacts` of an opened image; other formats have neither."""
+    if image.format != 'TIFF':
+        return TiffFacts(False, False)
+    tags = image.tag_v2
+    count, photometric = tags.get(BANDS, 1), tags.get(PHOTOMETRIC, 0)
+    # Of the combinations of gray with more bands Pillow knows few.
+    plain = set(tags.get(BITS, (1,))) == {8} and orientation(image) == 1 \
+        and (photometric == RGB and count >= 3 or photometric == GRAY[1] and count == 1) \
+        and PREMULTIPLIED not in tags.get(EXTRA, ())
+    return TiffFacts(plain, any(tag in tags for tag in GEO))
 
 
 def tiff_text(path):

@@ -30,7 +30,7 @@ class TiffWindows:
     `windows[:, top:bottom, left:right]` gives a part as a tensor, like the tensor of the image.
 
     Args:
-        folder, sample: of an image whose `Header` is `plain`.
+        folder, sample: of an image whose `TiffFacts` are `plain`.
     """
 
     def __init__(self, folder, sample):

@@ -21,6 +21,7 @@ from dssn.data.files import (
     decoded_formats,
     image_header,
     open_image,
+    tiff_facts,
 )
 from dssn.data.folders import common_folder, visible_files
 from dssn.data.lists import Sample
@@ -131,8 +132,8 @@ def read_image(folder, sample, tiling=None):
         FileProblem: it is unreadable.
     """
     if tiling and sample.image.lower().endswith(TIFF_ENDINGS) and rasterio_module():
-        header = image_header(folder, sample)
-        if header.plain and tiling.applies(header.size[::-1]):
+        large = tiling.applies(image_header(folder, sample).size)
+        if large and tiff_facts(folder, sample).plain:
             return TiffWindows(folder, sample)
     return to_tensor(open_image(folder, sample))
 

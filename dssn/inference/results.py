@@ -8,7 +8,7 @@ import os
 from PIL import Image
 
 from dssn.atomic import write_atomically
-from dssn.data.files import TIFF_ENDINGS, image_header
+from dssn.data.files import TIFF_ENDINGS, tiff_facts
 from dssn.data.windows import rasterio_module, write_located
 from dssn.errors import UserError
 from dssn.inference.canvas import Canvas, ProbabilityFile
@@ -128,8 +128,7 @@ class PredictionWriter(PictureWriter):
                                                    Image.fromarray(found['confidence']))
         if self.probabilities:
             row['files']['probabilities'] = f'probabilities/{stem}.npz'
-        if sample.image.lower().endswith(TIFF_ENDINGS) and \
-                image_header(self.root, sample).located:
+        if sample.image.lower().endswith(TIFF_ENDINGS) and tiff_facts(self.root, sample).located:
             self._write_located(stem, sample, row, found['prediction'])
         if self.annotations:
             self.annotations(position, found['prediction'], found.get('confidence'))

@@ -76,7 +76,7 @@ def run(args):
     images = images_to_compare(args, net.config)
     graph = Graph(net.model, args.normalise, args.output).eval()
     print(f'exporting {args.checkpoint} to {args.out}', flush=True)
-    facts = metadata(net, args)
+    facts = metadata(net, args, graph.patch)
     try:
         data, call = (as_onnx if ending == '.onnx' else as_program)(graph, facts)
     except Exception as error:  # the exporters raise almost any error
@@ -139,10 +139,15 @@ def images_to_compare(args, cfg):
 
 
 class Graph(torch.nn.Module):
-    """What is exported: a network, with normalisation before it and softmax or argmax after it."""
+    """What is exported: a network, with normalisation before it and softmax or argmax after it.
+
+    Attributes:
+        patch: height and width of an image must be multiples of it.
+    """
 
     def __init__(self, network, normalises, output):
         super().__init__()
+        self.patch = getattr(network, 'patch', 1)
         self.network, self.normalises, self.output = network, normalises, output
         self.register_buffer('mean', torch.tensor(MEAN).view(1, 3, 1, 1))
         self.register_buffer('std', torch.tensor(STD).view(1, 3, 1, 1))
@@ -161,20 +166,23 @@ class Graph(torch.nn.Module):
         return images if self.normalises else normalise(images)
 
 
-def metadata(net, args):
-    """{name: text} that the file carries."""
+def metadata(net, args, patch):
+    """{name: text} that the file carries. `patch`: see `Graph`."""
+    sides = '' if patch == 1 else f', h and w multiples of {patch}'
     kind = 'uint8 RGB' if args.normalise else 'float32 RGB, (value / 255 - mean) / std'
     return {'classes': json.dumps(net.classes), 'colours': json.dumps(net.colours),
-            'input': f'{kind} (n, 3, h, w)', 'output': OUTPUTS[args.output],
+            'input': f'{kind} (n, 3, h, w){sides}', 'output': OUTPUTS[args.output],
             'mean': json.dumps(MEAN), 'std': json.dumps(STD)}
 
 
 def example(graph):
     """((images,), dynamic shapes), from which a graph is traced; its sizes are not kept."""
-    dim = torch.export.Dim
-    images = graph.prepared(torch.zeros(2, 3, 3 * SMALLEST, 4 * SMALLEST, dtype=torch.uint8))
-    return (images,), {'images': {0: dim('n'), 2: dim('h', min=SMALLEST),
-                                  3: dim('w', min=SMALLEST)}}
+    patch, dim = graph.patch, torch.export.Dim
+    least = -(-SMALLEST // patch)  # patches
+    images = torch.zeros(2, 3, 3 * least * patch, 4 * least * patch, dtype=torch.uint8)
+    sides = [dim(name, min=least) for name in 'hw']
+    height, width = sides if patch == 1 else [patch * side for side in sides]
+    return (graph.prepared(images),), {'images': {0: dim('n'), 2: height, 3: width}}
 
 
 @contextlib.contextmanager
@@ -247,24 +255,28 @@ def compare(graph, call, images):
         call: runs the file. images: (3, H, W) uint8. Groups are made of the middles of the images,
             in two smaller sizes with odd sides.
     """
-    found = [agreement(graph, call, middle(image, SIDE, SIDE)[None]) for image in images]
-    height, width = [max(min(SIDE, *[image.shape[axis] for image in images]), SMALLEST)
-                     for axis in (1, 2)]
+    found = [agreement(graph, call, middle(image, SIDE, SIDE, graph.patch)[None])
+             for image in images]
+    height, width = [min(SIDE, *[image.shape[axis] for image in images]) for axis in (1, 2)]
     for count, part in ((2, 0.7), (3, 0.45)):
-        sides = [max(int(side * part) // 2 * 2 + 1, SMALLEST) for side in (height, width)]
-        group = [middle(images[i % len(images)], *sides) for i in range(count)]
+        sides = [int(side * part) // 2 * 2 + 1 for side in (height, width)]
+        group = [middle(images[i % len(images)], *sides, graph.patch) for i in range(count)]
         found.append(agreement(graph, call, torch.stack(group)))
     return found
 
 
-def middle(image, height, width):
-    """The middle of an image (3, H, W), at most height x width; at least SMALLEST, then padded."""
-    top, left = [max(side - wanted, 0) // 2
-                 for side, wanted in zip(image.shape[1:], (height, width))]
-    image = image[:, top:top + height, left:left + width]
-    short = [max(min(SMALLEST, wanted) - side, 0)
-             for side, wanted in zip(image.shape[1:], (height, width))]
-    return torch.nn.functional.pad(image, (0, short[1], 0, short[0]))
+def middle(image, height, width, patch=1):
+    """The middle of an image (3, H, W), at most height x width.
+
+    Its sides are multiples of `patch`, and at least SMALLEST: a shorter image is padded.
+    """
+    least = -(-SMALLEST // patch) * patch
+    sides = [max(min(wanted, side) // patch * patch, least)
+             for wanted, side in zip((height, width), image.shape[1:])]
+    top, left = [max(side - wanted, 0) // 2 for side, wanted in zip(image.shape[1:], sides)]
+    image = image[:, top:top + sides[0], left:left + sides[1]]
+    below, right = [wanted - side for wanted, side in zip(sides, image.shape[1:])]
+    return torch.nn.functional.pad(image, (0, right, 0, below))
 
 
 def agreement(graph, call, images):
