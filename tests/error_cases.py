@@ -248,6 +248,14 @@ eval_case('A folder of images that is not there', '--images', 'photos', '--save-
 eval_case('A pattern that nothing matches', '--images', 'data/*.heic', '--save-dir', 'out')
 eval_case('A folder without an image', '--images', 'empty', '--save-dir', 'out',
           prepare=lambda: os.mkdir('empty'))
+eval_case('Tiles that overlap by more than half', '--images', 'data/images', '--save-dir', 'out',
+          '--tile', '64', '--overlap', '40')
+eval_case('Tiles of images with truth', '--tile', '64')
+eval_case('A video that is none', '--images', 'drive.mp4', '--save-dir', 'out',
+          prepare=lambda: write('drive.mp4', 'text'))
+eval_case('Predictions of other options in the folder', '--images', 'data/images', '--save-dir',
+          'out', prepare=lambda: (os.makedirs('out/record'), write('out/record/setting.json',
+                                                                   '{"--flip": true}')))
 eval_case('Predictions among the images', '--images', 'data/images', '--save-dir', 'data/images')
 eval_case('Scores into a folder that is not there', '--json', 'no/scores.json')
 
@@ -576,3 +584,7 @@ data_case('shrink: a data root that is not there', 'shrink', 'labeled.txt', '--d
 data_case('shrink: over the originals', *SHRINK, 'data')
 data_case('shrink: masks as JPEG', *SHRINK, 'small',
           prepare=lambda: line('labeled', 1, 'images/labeled0.png masks/labeled0.jpg'))
+data_case('export: an unknown format', 'export', 'best.pth', 'best.torchscript')
+data_case('export: a folder that is not there', 'export', 'best.pth', 'exported/best.pt2')
+data_case('export: no images to compare on', 'export', 'best.pth', 'best.pt2', '--check', 'photos',
+          prepare=checkpoint)

@@ -55,7 +55,7 @@ def video_module(path, place):
     except ImportError:
         av = None
     if not hasattr(getattr(av, 'VideoFrame', None), 'rotation'):
-        raise UserError(f'{place}: {path} is a video, and reading it needs PyAV: pip install '
+        raise UserError(f'{place}: {path} is a video, and reading it needs PyAV: run pip install '
                         '--upgrade av')
     return av
 
