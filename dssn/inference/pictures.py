@@ -127,27 +127,31 @@ class PictureWriter:
             label: (H, W) uint8; None without ground truth.
         """
         prediction, = [np.asarray(found) for found in predictions.values()]
-        found = index_picture(prediction, self.colours)
-        if label is None:
-            mixed, small = draw_prediction(image, prediction, self.colours)
-            files = {'overlay': mixed, 'prediction': found}
-            parts = dict(zip(('image', 'prediction', 'overlay'), small))
-        else:
-            photo = Image.fromarray(image.permute(1, 2, 0).numpy())
-            ground_truth = index_picture(label, self.colours)
-            files = {'panel': side_by_side([photo, ground_truth, found]),
-                     'overlay': overlay(photo, found), 'prediction': found,
-                     'error': error_picture(np.asarray(label), prediction)}
-            parts = {'image': photo, 'ground truth': ground_truth, 'prediction': found,
-                     'overlay': files['overlay'], 'error': files['error']}
-        stem = self.stem(position)
+        files, parts = self.draw(image, label, prediction, self.stem(position))
         small = side_by_side([thumbnail(picture) for picture in parts.values()])
         iou, accuracy = self.scores_of(label, prediction)
         self.rows.append({
-            'position': position, 'name': self.samples[position].image, 'size': found.size,
-            'iou': iou, 'accuracy': accuracy, 'parts': list(parts),
-            'files': {kind: self.save(kind, stem, picture) for kind, picture in files.items()},
-            'thumbnail': self.save('thumbnail', stem, small), 'thumbnail_size': small.size})
+            'position': position, 'name': self.samples[position].image,
+            'size': prediction.shape[::-1], 'iou': iou, 'accuracy': accuracy,
+            'parts': list(parts), 'files': files, 'thumbnail_size': small.size,
+            'thumbnail': self.save('thumbnail', self.stem(position), small)})
+
+    def draw(self, image, label, prediction, stem):
+        """Write all but the thumbnail; ({kind: path}, {name: picture} for the thumbnail)."""
+        if label is None:
+            mixed, small = draw_prediction(image, prediction, self.colours)
+            files = {'overlay': self.save('overlay', stem, mixed)}
+            del mixed  # of a large image it takes much memory
+            files['prediction'] = self.save('prediction', stem,
+                                            index_picture(prediction, self.colours))
+            return files, dict(zip(('image', 'prediction', 'overlay'), small))
+        photo = Image.fromarray(image.permute(1, 2, 0).numpy())
+        found, truth = [index_picture(index, self.colours) for index in (prediction, label)]
+        pictures = {'panel': side_by_side([photo, truth, found]), 'overlay': overlay(photo, found),
+                    'prediction': found, 'error': error_picture(np.asarray(label), prediction)}
+        files = {kind: self.save(kind, stem, picture) for kind, picture in pictures.items()}
+        return files, {'image': photo, 'ground truth': truth, 'prediction': found,
+                       'overlay': pictures['overlay'], 'error': pictures['error']}
 
     def stem(self, position):
         """The name, without its ending, of the pictures of a sample."""
