@@ -251,6 +251,16 @@ def test_the_encoder_stays_frozen_on_ade20k_where_the_user_asks_for_it(write):
     assert config.load(write(text)).lock_backbone
 
 
+@pytest.mark.parametrize('method', ['unimatch_v2', 'fixmatch', 'supervised'])
+@pytest.mark.parametrize('name', ['pascal_dinov2', 'cityscapes_dinov2', 'ade20k'])
+def test_our_configs_of_dinov2_mean_what_unimatch_v2s_files_mean(write, name, method):
+    ours = config.load(os.path.join(ROOT, 'configs', name + '.yaml'), {'method': method})
+    path = write(unimatch_v2_file(name.split('_')[0], 'dinov2_base'))
+    theirs = config.load(path, {'method': method})
+    assert dataclasses.replace(theirs, data_root=ours.data_root,
+                               reference_batch=4 * ours.batch_size) == ours
+
+
 def test_dssn_on_an_existing_unimatch_v2_file(write):
     cfg = config.load(write(unimatch_v2_file('cityscapes')))
     assert (cfg.method, cfg.optimizer, cfg.weight_decay) == ('DSSN', 'adamw', 0.01)

@@ -15,8 +15,9 @@ from dssn.methods.dssn import DSSN
 from dssn.methods.fixmatch import FixMatch
 from dssn.methods.supervised import Supervised
 from dssn.methods.unimatch import UniMatch
+from dssn.methods.unimatch_v2 import UniMatchV2
 from dssn.models import build_model, recompute, segmentation
-from dssn.optim import build_optimizer
+from dssn.optim import build_adamw, build_optimizer
 from dssn.update import Update, split
 
 needs = pytest.mark.skipif
@@ -24,7 +25,7 @@ OLD = not hasattr(torch, 'autocast')
 
 
 def make_update(method, cfg, student, teacher=None):
-    optimizer = build_optimizer(student, 0.1, 2.0)
+    optimizer = (build_adamw if cfg.optimizer == 'adamw' else build_optimizer)(student, 0.1, 2.0)
     return Update(cfg, World(), method, student, teacher, optimizer, 0.1, 100)
 
 
@@ -213,7 +214,8 @@ def as_loaded(batch):
     (DSSN, 1, {'on_nonfinite': 'skip'}),
     pytest.param(DSSN, 1, {'amp': 'bf16'}, marks=needs(OLD, reason='no torch.autocast')),
     (DSSN, 1, {'criterion': OHEM}), (DSSN, 1, {'feature_labels': 'teacher', 'image_views': 0}),
-    (FixMatch, 1, {}), (UniMatch, 1, {}), (Supervised, 1, {'criterion': CE})], ids=str)
+    (FixMatch, 1, {}), (UniMatch, 1, {}), (Supervised, 1, {'criterion': CE}),
+    (UniMatchV2, 1, {'cutmix_partner': 'batch', 'optimizer': 'adamw', 'accumulate': 2})], ids=str)
 def test_the_host_never_waits_for_the_device_in_a_step(monkeypatch, tmp_path, method, epoch,
                                                        changes):
     from dssn.run.diagnostics import Watch
