@@ -59,7 +59,7 @@ class Update:
 
     def move(self, batch):
         batch = to(batch, self.world.device)
-        if batch.unlabeled is not None and self.cfg.cutmix_partner == 'batch':
+        if getattr(self.cfg, 'cutmix_partner', None) == 'batch':  # supervised has no such key
             batch = with_partner(batch, self.cfg.accumulate)
         return batch
 
