@@ -32,7 +32,7 @@ ONE_STACK = ('append_log', 'console', 'error_cases', 'evidence', 'experiments', 
              'folders', 'gallery', 'gpu_check', 'groups', 'identity', 'lists', 'lock', 'platforms',
              'report', 'resume_evaluation', 'scripts', 'slurm', 'split', 'torture')
 # Test files that one process runs whole: they share a Slurm cluster, or large networks.
-TOGETHER = ('fidelity', 'slurm')
+TOGETHER = ('dpt', 'fidelity', 'slurm')
 
 
 @pytest.hookimpl(tryfirst=True)

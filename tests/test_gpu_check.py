@@ -411,7 +411,7 @@ def step_part(name, seconds, over, **keys):
                 'seconds': {'step': [seconds, 9.0, 0.0]}, 'step_over_floor': over,
                 'step_memory_mib': 123.4, 'reserved_memory_mib': 200.0,
                 'config': {'batch_size': 8, 'labeled_batch_size': 0, 'method': 'DSSN',
-                           'dataset': 'pascal', **keys}}}
+                           'dataset': 'pascal', 'cutmix_partner': 'same', **keys}}}
 
 
 def content(*parts, **keys):
@@ -432,6 +432,8 @@ def test_the_page_shows_goals_and_the_rates_of_the_loader():
     # For 4 labeled and 8 unlabeled images 20 images are loaded.
     text = gpu_page.page_text(content(step_part(half, 0.2, 1.05, labeled_batch_size=4), loader))
     assert '| 200 | 20.0 and 40.0 | 100.0 | 2.0 |' in text
+    text = gpu_page.page_text(content(step_part(half, 0.2, 1.05, cutmix_partner='batch'), loader))
+    assert '| 200 | 40.0 | 80.0 |  |' in text  # no partner is loaded
     text = gpu_page.page_text(content(step_part(half, 0.1, 1.05), step_part(tf32, 0.4, 1.02)))
     assert '1.050 | 1.10 | met |' in text and '0.250 | 0.45 | met |' in text
 

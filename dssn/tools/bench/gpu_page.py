@@ -74,20 +74,22 @@ def steps_section(content):
     for part in parts_of_kind(content, 'step'):
         found, seconds = part['found'], seconds_of(part)
         labeled, unlabeled = images_of(found['config'])
+        # A method without the key pastes from its own batch, too.
+        partners = found['config'].get('cutmix_partner', 'batch') != 'batch'
         rates = [f'{count / seconds:.1f}' for count in dict.fromkeys([labeled, unlabeled]) if count]
-        pascal = loaded and found['config']['dataset'] == 'pascal'
+        pascal = loaded and partners and found['config']['dataset'] == 'pascal'
         rows.append([part['name'], f'{seconds:.4f}', f"{found['step_over_floor']:.3f}",
                      f"{found['step_memory_mib']:.0f}",
                      f"{found.get('reserved_memory_mib', 0):.0f}", ' and '.join(rates),
-                     f'{(labeled + 2 * unlabeled) / seconds:.1f}',
+                     f'{(labeled + (1 + partners) * unlabeled) / seconds:.1f}',
                      f'{max(labeled, unlabeled) / seconds / loaded:.1f}' if pascal else ''])
     if not rows:
         return ''
     text = ('Seconds are medians. Memory is the peak of all tensors in a step, and the peak that '
             'PyTorch reserved for them. Images a second are labeled and unlabeled ones, one number '
-            'if they are equal. The loaders must also load a partner for each unlabeled image. The '
-            'last column is the number of cores of this machine that load them, by the benchmark '
-            'of the loader.')
+            'if they are equal. The loaders must also load a partner for each unlabeled image, '
+            'unless CutMix pastes from the same batch. The last column is the number of cores of '
+            'this machine that load them, by the benchmark of the loader.')
     names = ['step', 'seconds', 'over floor', 'peak, MiB', 'reserved, MiB',
              'labeled and unlabeled images a second', 'images a second to load',
              'cores to load them']
