@@ -12,7 +12,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from test_dpt import normal, seeded
 from test_losses import slow_cross_entropy, slow_ohem, softmax
-from test_methods import CE, CLASSES, OHEM, random_batch
+from test_methods import CE, CLASSES, OHEM, config as dssn_config, network, random_batch
 
 from dssn import ema, methods
 from dssn.batch import Batch, Labeled, Unlabeled, with_partner
@@ -262,6 +262,36 @@ def test_the_teacher_follows_on_a_ramp():
     for step, rate in ((0, 0), (1, 0.5), (248, 1 - 1 / 249), (249, 0.996), (5000, 0.996)):
         published.start_step(0, step, nn.Module())
         assert published.keep_rate == pytest.approx(rate, rel=1e-12)
+
+
+@pytest.mark.parametrize('ramp, rates', [(True, [0, 0, 0, 0, 4 / 5, 5 / 6, 0.85]),
+                                         (False, [0, 0, 0, 0, 0.85, 0.85, 0.85])])
+def test_dssns_teacher_may_follow_on_the_ramp_after_the_warm_up(ramp, rates):
+    made = methods.build(dssn_config(beta=0.85, ema_ramp=ramp, warm_up_epochs=1))
+    found = []
+    for step in range(7):
+        made.start_step(step // 4, step, nn.Module())
+        found.append(made.keep_rate)
+    assert found == pytest.approx(rates)
+
+
+@pytest.mark.parametrize('keys', [{}, {'feature_labels': 'teacher'}, {'feature_views': 0}], ids=str)
+def test_partners_of_the_same_batch_need_no_second_pass_of_the_teacher(keys):
+    """DSSN with the partner's logits taken from the images', and predicted anew."""
+    x, u, _ = random_batch(3, 33, 33)
+    v = with_partner(Batch(x, u, None)).partner
+    found = []
+    for partner in ('batch', 'other'):
+        student, teacher, images = network(1), ema.make_teacher(network(2)), []
+        teacher.register_forward_pre_hook(lambda _, args, seen=images: seen.append(len(args[0])))
+        made = methods.build(dssn_config(cutmix_partner=partner, **keys))
+        made.start_step(1, 9, teacher)
+        torch.manual_seed(7)
+        found.append((made(student, teacher, x, u, v).losses, images))
+    (losses, images), (expected, others) = found
+    assert images == [3] and others == [6] and 'image2' in losses
+    for name, value in expected.items():
+        assert losses[name].item() == pytest.approx(value.item(), rel=1e-12), name
 
 
 def test_a_frozen_encoder_stays_the_teachers():

@@ -44,6 +44,7 @@ class UniMatchV2:
         self.step, self.watched = 0, False
 
     def start_step(self, epoch, step, teacher, watched=False):
+        """Set the place on the teacher's ramp. The teacher has running statistics, if any."""
         self.step, self.watched = step, watched
         teacher.eval()
 
