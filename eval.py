@@ -189,6 +189,7 @@ def main(argv=None):
     models = {role: copy.deepcopy(network) for role in states}
     for role, model in models.items():
         load_weights(model, states[role], args.checkpoint)
+    del content, network, states  # copies of the weights; a large image needs the memory
     predict_indices = predictor(cfg.protocol, cfg.crop_size, args.scales, args.flip)
     precision.prepare(cfg)
     with distributed.start(cfg.device, args.local_rank, args.port) as world:

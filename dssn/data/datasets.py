@@ -230,8 +230,10 @@ def open_pair(cfg, sample, palettes=None):
 def to_tensor(image):
     """Pillow RGB -> uint8 (3, H, W)."""
     # Reading the bands one by one is five times faster than moving the axis of the whole array.
-    bands = [np.frombuffer(image.tobytes('raw', band), np.uint8) for band in 'RGB']
-    return torch.from_numpy(np.stack(bands)).view(3, image.height, image.width)
+    pixels = np.empty((3, image.height * image.width), np.uint8)
+    for i, band in enumerate('RGB'):
+        pixels[i] = np.frombuffer(image.tobytes('raw', band), np.uint8)
+    return torch.from_numpy(pixels).view(3, image.height, image.width)
 
 
 def label_tensor(mask):
