@@ -126,7 +126,7 @@ def test_logits_are_the_specified_ones(small):
 
 def resampled(**how):
     """A wrong `resampling` of the positions."""
-    def matrix(count, like):
+    def matrix(count, _, like):
         rows = torch.eye(37, dtype=like.dtype).view(1, 37, 37, 1)
         sizes = how if 'size' not in how else {**how, 'size': (count, 1)}
         if 'size' not in how:
@@ -200,20 +200,21 @@ def cubic(distance, a=-0.75):
     return a * x ** 3 - 5 * a * x ** 2 + 8 * a * x - 4 * a if x < 2 else 0.0
 
 
-def slow_resampling(count):
+def slow_resampling(count, added=0.1):
     """The matrix (count, 37), tap by tap."""
     rows = np.zeros((count, 37))
     for i in range(count):
-        place = (i + 0.5) * 37 / (count + 0.1) - 0.5
+        place = (i + 0.5) * 37 / (count + added) - 0.5
         for tap in range(math.floor(place) - 1, math.floor(place) + 3):
             rows[i, min(max(tap, 0), 36)] += cubic(place - tap)
     return rows
 
 
+@pytest.mark.parametrize('added', [0, 0.1])
 @pytest.mark.parametrize('count', [1, 2, 7, 23, 36, 37, 38, 57, 120])
-def test_resampling_tap_by_tap(count):
-    found = vit.resampling(count, torch.zeros((), dtype=torch.float64)).numpy()
-    np.testing.assert_allclose(found, slow_resampling(count), atol=1e-12)
+def test_resampling_tap_by_tap(count, added):
+    found = vit.resampling(count, added, torch.zeros((), dtype=torch.float64)).numpy()
+    np.testing.assert_allclose(found, slow_resampling(count, added), atol=1e-12)
 
 
 @pytest.mark.parametrize('h, w', [(7, 7), (5, 60), (39, 43), (36, 38)])
@@ -254,7 +255,30 @@ def test_positions_of_other_sizes(patches, power, first, last, across):
 
 def test_the_grid_of_518_pixels_is_used_as_it_is():
     encoder = VisionTransformer(64, depth=1)
-    assert encoder.positions(37, 37) is encoder.pos_embed
+    assert torch.equal(encoder.positions(37, 37), encoder.pos_embed)
+    with torch.no_grad():  # only if both sides are its own
+        assert not torch.equal(encoder.positions(37, 38)[:, 1:38], encoder.pos_embed[:, 1:38])
+
+
+@pytest.mark.skipif(not hasattr(torch, 'export') or not hasattr(torch.export, 'Dim'),
+                    reason='torch.export of PyTorch 2.1 and newer')
+def test_an_exported_encoder_takes_all_sizes():
+    class Sum(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = VisionTransformer(64, depth=1, taps=(0,)).eval()
+
+        def forward(self, images):
+            return self.encoder(images)[0].sum(1)
+    height, width = [14 * torch.export.Dim(name, min=3, max=60) for name in 'hw']
+    program = torch.export.export(Sum(), (torch.zeros(2, 3, 42, 56),),
+                                  dynamic_shapes=({2: height, 3: width},)).module()
+    network = Sum()
+    network.load_state_dict(program.state_dict())
+    with torch.no_grad():
+        for sides in (42, 42), (518, 518), (518, 84), (70, 518):
+            images = torch.randn(2, 3, *sides)
+            assert torch.allclose(program(images), network(images), atol=1e-5)
 
 
 # ---- sizes

@@ -71,25 +71,31 @@ class VisionTransformer(Backbone):
         return tuple(maps)
 
     def positions(self, h, w):
-        """The position embedding (1, T, D) of h x w patches."""
-        if (h, w) == (GRID, GRID):
-            return self.pos_embed
+        """The position embedding (1, T, D) of h x w patches; that of 37 x 37 is the parameter."""
         # Not `interpolate`: its backward pass in bicubic mode is not deterministic on GPUs, and
         # PyTorch 1.8 treats some sizes differently. Autocast and TF32 leave float64 alone.
         grid = self.pos_embed[0, 1:].view(GRID, GRID, -1).double()
-        down, across = resampling(h, grid), resampling(w, grid)
+        # Without a branch, so that an exported program has free sizes.
+        sides = [grid.new_ones(side).sum() for side in (h, w)]
+        is_native = (sides[0] == GRID) & (sides[1] == GRID)
+        added = torch.where(is_native, grid.new_zeros(()), grid.new_full((), 0.1))
+        down, across = resampling(h, added, grid), resampling(w, added, grid)
         grid = torch.einsum('hr,rcd,wc->hwd', down, grid, across).flatten(0, 1)[None]
         return torch.cat([self.pos_embed[:, :1], grid.to(self.pos_embed.dtype)], dim=1)
 
 
-def resampling(count, like):
+def resampling(count, added, like):
     """The matrix (count, 37) that resizes a side of the grid of positions.
 
-    As in DINOv2: bicubic, by a scale factor with 0.1 added, not by a size; rows outside the grid
-    are its first or last one. `like`: a tensor with the dtype and device of the matrix.
+    As in DINOv2: bicubic, by a scale factor, not by a size; rows outside the grid are its first or
+    last one. With count 37 and nothing added it is the identity.
+
+    Args:
+        added: to `count` in the scale factor; 0.1 in DINOv2. like: a tensor with the dtype and
+            device of the matrix.
     """
     options = {'dtype': like.dtype, 'device': like.device}
-    place = (torch.arange(count, **options) + 0.5) * GRID / (count + 0.1) - 0.5
+    place = (torch.arange(count, **options) + 0.5) * GRID / (count + added) - 0.5
     row = place.floor()[:, None] + torch.arange(-1, 3, **options)  # (count, 4)
     weight = cubic((place[:, None] - row).abs())
     is_row = row.clamp(0, GRID - 1)[..., None] == torch.arange(GRID, **options)
