@@ -39,7 +39,7 @@ def submit(cluster, tiny_checkout, port):
 
 def finish(process):
     """(exit status, lines of output)"""
-    output = process.communicate(timeout=150)[0]
+    output = process.communicate(timeout=300)[0]
     print(output)  # whole, where a test fails
     return process.returncode, output.splitlines()
 
@@ -206,7 +206,8 @@ def test_ctrl_c_cancels_the_job(cluster, submit, queued):
     status, output = finish(process)
     assert status == 128 + signal.SIGINT, output
     assert 'cancelling the job: scancel ' + job in output
-    assert 'JobState=CANCELLED' in cluster.run('scontrol', 'show', 'job', job)
+    # Slurm may still be cleaning up.
+    wait_for(lambda: 'JobState=CANCELLED' in cluster.run('scontrol', 'show', 'job', job))
 
 
 def test_a_job_that_others_cancel_has_not_succeeded(cluster, submit):
