@@ -59,7 +59,7 @@ class Update:
 
     def move(self, batch):
         batch = to(batch, self.world.device)
-        if batch.unlabeled is not None and self.cfg.cutmix_partner == 'batch':
+        if self.method.uses_unlabeled and self.cfg.cutmix_partner == 'batch':
             batch = with_partner(batch, self.cfg.accumulate)
         return batch
 
