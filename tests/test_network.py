@@ -10,7 +10,7 @@ from PIL import Image
 
 import dssn
 import eval as eval_script
-from dssn import config
+from dssn import config, methods
 from dssn.errors import UserError
 from dssn.models import build_model
 from dssn.models.weights import network_weights
@@ -34,6 +34,16 @@ def saved(tiny_world, tmp_path):
     path = str(tmp_path / 'latest.pth')
     torch.save({'student': states[0], 'teacher': states[1], 'config': config.to_dict(cfg)}, path)
     return path
+
+
+@pytest.mark.parametrize('method', ['oracle_labels', 'supervised_strong_views', 'of_somebody_else'])
+def test_the_method_of_the_training_does_not_matter(saved, monkeypatch, method):
+    expected = dssn.load(saved).predict(noise())
+    content = torch.load(saved)
+    content['config']['method'] = method
+    torch.save(content, saved)
+    monkeypatch.setattr(methods, '_registered', {})  # as in a program that knows no experiments
+    assert (dssn.load(saved).predict(noise()) == expected).all()
 
 
 def noise(width=60, height=40, mode='RGB'):
