@@ -53,7 +53,7 @@ class Training:
                 dataset='shapes', nclass=7, data_root=self.data, labeled_id_path=paths['labeled'],
                 unlabeled_id_path=paths['unlabeled'], backbone='resnet18', base_channels=4,
                 decoder_channels=8, val_id_path=os.path.join(self.data, 'val.txt'), crop_size=65,
-                batch_size=2 // processes, epochs=4, workers=0, save_every=1, log_every=4,
+                batch_size=2 // processes, epochs=4 // processes, workers=0, save_every=1, log_every=4,
                 gate=0.1, ratio=0.5,
                 device='cpu'), file)
 
@@ -207,11 +207,12 @@ class Table:
 
 # ---- the faults
 
-def kills(training, table, reference, number, rng):
-    """kill -9 at random moments, until a run has ended; as many runs as it takes."""
-    started = time.time()
-    training.finish(os.path.join(training.work, 'timed'))
-    whole = time.time() - started
+def kills(training, table, reference, whole, number, rng):
+    """kill -9 at random moments, until a run has ended; as many runs as it takes.
+
+    Args:
+        whole: seconds of an undisturbed run. number: of kills.
+    """
     done, runs = 0, 0
     while done < number:
         runs += 1
@@ -375,8 +376,9 @@ def torture(work, number, places, seed=0, processes=1):
     table = Table()
     training = Training(work, processes)
     reference = os.path.join(work, 'reference')
+    started = time.time()
     training.finish(reference)
-    kills(training, table, reference, number, rng)
+    kills(training, table, reference, time.time() - started, number, rng)
     if processes == 1:
         signals(training, table, reference, rng)
         damage(training, table, places, rng)
