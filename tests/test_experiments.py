@@ -594,7 +594,7 @@ def test_all_runs_end_within_the_minutes(here, stand_in):
     checkout = here(dict(epochs=5000), seeds=[1], variants={'a': {}, 'b': {}, 'c': {}})
     since = time.time()
     out = ran(checkout, '--at-once', '2', '--minutes', '0.2')
-    assert 0.9 * 12 < time.time() - since < 12 + 20, out
+    assert 0.9 * 12 < time.time() - since < 90, out  # without the limit they take 200 s
     for name, run in zip('ab', planned()):
         line, = [line for line in out.splitlines() if line.startswith('stopped: ' + name)]
         assert 'the time is over' in line and 'of 5000 epochs' in line

@@ -20,7 +20,7 @@ from dssn.data.lists import Sample
 from dssn.errors import UserError
 
 WIDTH, HEIGHT, NCLASS = 29, 23, 3
-TIME_LIMIT = 5.0  # seconds for one sample, which takes milliseconds
+TIME_LIMIT = 60.0  # seconds for one sample, which takes milliseconds
 pytestmark = pytest.mark.filterwarnings('ignore')  # Pillow warns of many files that it then reads
 
 

@@ -53,9 +53,8 @@ class Training:
                 dataset='shapes', nclass=7, data_root=self.data, labeled_id_path=paths['labeled'],
                 unlabeled_id_path=paths['unlabeled'], backbone='resnet18', base_channels=4,
                 decoder_channels=8, val_id_path=os.path.join(self.data, 'val.txt'), crop_size=65,
-                batch_size=2 // processes, epochs=4 // processes, workers=0, save_every=1, log_every=4,
-                gate=0.1, ratio=0.5,
-                device='cpu'), file)
+                batch_size=2 // processes, epochs=4 // processes, workers=0, save_every=1,
+                log_every=4, gate=0.1, ratio=0.5, device='cpu'), file)
 
     def start(self, folder, *assignments, before=()):
         """A process of train.py, or of `before` that starts it; its output goes to a file."""
