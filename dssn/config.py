@@ -22,7 +22,8 @@ DATASET_DEFAULTS = {
     'cityscapes': {'pretrained': True, 'cutmix_partner': 'same', 'selection': 'fixed',
                    'warm_up_epochs': 5, 'protocol': 'sliding_window'},
 }
-# The same by network, before those of the data set: the settings of UniMatch V2's published runs.
+# Defaults by network; they win over those of the data set. The settings of UniMatch V2's published
+# runs.
 # docs/training.md explains those of DSSN.
 NETWORK_DEFAULTS = {
     'dpt': {'optimizer': 'adamw', 'lr': 5e-6, 'lr_multi': 40.0, 'crop_size': 518,

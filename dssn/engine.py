@@ -9,6 +9,7 @@ import time
 
 from dssn import config
 from dssn.data.workers import WorkerFailure, explained_failures
+from dssn.distributed import unwrap
 from dssn.errors import Stopped, UserError
 from dssn.inference.evaluation import evaluate
 from dssn.methods import build
@@ -89,7 +90,7 @@ class Run:
                 self.log.open(config.dump(cfg), progress.epoch, progress.step,
                               self.data.identities, saved and saved.get('log'))
             notes += self.watch.notes()
-        if self.world.has_plain_bn and cfg.model != 'dpt':
+        if self.world.has_plain_bn and unwrap(self.networks.student).batch_statistics:
             notes.append('BatchNorm is not synchronised between CPU processes: each process uses '
                          'the statistics of its own batch; the running statistics of rank 0 are '
                          'evaluated and saved')

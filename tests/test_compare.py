@@ -1,5 +1,8 @@
 """`experiments compare`: a method and its baselines on a user's own config."""
+import shlex
+import shutil
 import statistics
+import subprocess
 
 import pytest
 from commands import experiments as main
@@ -39,6 +42,23 @@ def test_a_comparison_trains_baselines_and_method_for_equal_steps(comparison, ca
     assert '| all | DSSN | teacher | 38.00 ± 0.00 | -4.00 ± 0.00 (2 seeds, se 0.00) |' in out
     comparison('--split', 'all', '--list')
     assert capfd.readouterr().out.splitlines()[-1] == '9 runs: 6 done, 0 started, 3 to do'
+
+
+def test_the_tasks_of_an_array_job_have_the_same_runs(comparison, monkeypatch, capsys):
+    sent = []
+    monkeypatch.setattr(subprocess, 'call', lambda command: sent.append(command) or 0)
+    monkeypatch.setattr(shutil, 'which', lambda _: '/bin/sbatch')
+    given = ['--split', 'all', '--seeds', '4', '5', '--methods', 'unimatch', '--set', 'epochs=3']
+    assert comparison(*given, '--slurm', 'gpu', '--time=1:00:00') == 0
+    options = dict(word.lstrip('-').partition('=')[::2] for word in sent[0][1:])
+    assert options['array'] == '0-5' and options['time'] == '1:00:00'
+    words = shlex.split(options['wrap'])
+    assert words[1:4] == ['-m', 'dssn', 'experiments'] and words[-2] == '--task'
+    capsys.readouterr()
+    main([*words[4:-2], '--list'])
+    of_task = capsys.readouterr().out
+    comparison(*given, '--list')
+    assert capsys.readouterr().out == of_task and 'seed 5, 12 steps' in of_task
 
 
 @pytest.mark.parametrize('change, expected', [

@@ -13,7 +13,7 @@ import pytest
 import torch
 from commands import bench as main
 
-from dssn.tools import output_files
+from dssn import atomic
 from dssn.tools.bench import budget, gpu_check, gpu_page, kth, memory, step
 from dssn.tools.bench.budget import CUT_OFF, FAILED, LEFT_OUT, PASSED, TIMED_OUT, Budget, Part
 
@@ -127,15 +127,15 @@ def test_the_callback_gets_results_after_each_part(tmp_path):
 
 def test_a_file_is_replaced_as_a_whole(tmp_path, monkeypatch):
     path = str(tmp_path / 'file')
-    output_files.write_atomically(path, 'old')
+    atomic.write_atomically(path, 'old')
     with monkeypatch.context() as patch:
         def full(number):
             raise OSError(28, 'No space left on device')
         patch.setattr(os, 'fsync', full)
         with pytest.raises(OSError):
-            output_files.write_atomically(path, 'new')
+            atomic.write_atomically(path, 'new')
     assert text_of(path) == 'old'
-    output_files.write_atomically(path, 'new')
+    atomic.write_atomically(path, 'new')
     assert text_of(path) == 'new' and os.listdir(str(tmp_path)) == ['file']
 
 

@@ -132,7 +132,7 @@ def test_facts_of_a_network(saved):
     (np.zeros((4, 5, 3), np.float32), r'float32 of shape \(4, 5, 3\); give uint8'),
     (np.zeros((4, 5), np.uint8), r'shape \(4, 5\)'), (np.zeros((3, 4, 5), np.uint8), 'shape'),
     (np.zeros((0, 5, 3), np.uint8), 'shape'), (7, 'int is not an image'),
-    (Image.new('I;16', (5, 4)), 'more than 8 bits'), ('gone.png', 'no file gone.png')])
+    (Image.new('I;16', (5, 4)), 'more than 8 bits'), ('gone.png', 'image: gone.png: no such file')])
 def test_what_is_no_image(saved, tmp_path, monkeypatch, image, words):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=words):

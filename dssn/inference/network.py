@@ -119,6 +119,8 @@ def read_picture(image: Picture) -> Tuple[str, torch.Tensor]:
         UserError: the image cannot be read, or is of another kind.
     """
     if isinstance(image, (str, os.PathLike)):
+        if not os.path.isfile(image):
+            raise UserError(f'image: {os.fspath(image)}: no such file; give the path of an image')
         folder, name = os.path.split(os.fspath(image))
         return os.fspath(image), to_tensor(open_image(folder, Sample(name, None, 'image')))
     if isinstance(image, Image.Image):

@@ -16,7 +16,7 @@ from dssn.labels import IGNORE
 
 THUMBNAIL = 240, 180   # maximum width and height of one picture in a thumbnail, pixels
 JPEG_SIDE = 65500      # maximum side of a JPEG file, pixels
-STRIP = 256            # rows of an image that are drawn at once
+STRIP = 256            # rows of an image that are rendered at once
 # Folders with the files of predictions.
 KINDS = ('prediction', 'overlay', 'error', 'panel', 'thumbnail', 'confidence', 'probabilities',
          'geotiff')
@@ -43,7 +43,7 @@ def error_picture(label, prediction):
 
 
 def draw_prediction(image, prediction, colours):
-    """The overlay of a prediction, and small copies for a thumbnail, drawn in strips of rows.
+    """The overlay of a prediction, and small copies for a thumbnail, rendered in strips of rows.
 
     Args:
         image: (3, H, W) uint8, or a `TiffWindows`. prediction: class indices (H, W), an array.

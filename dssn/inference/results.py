@@ -100,7 +100,7 @@ class PredictionWriter(PictureWriter):
         return [found.st_size, found.st_mtime_ns]
 
     def is_done(self, position, entry):
-        """Whether an image is as its entry in the record says, and all its files are there."""
+        """Whether an image is as its entry in the record states, and all its files are there."""
         row = entry['row']
         if self.annotations and not self.annotations.is_done(position):
             return False

@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from dssn.atomic import write_atomically
 from dssn.batch import MEAN, STD, normalise
 from dssn.data.lists import read_list
 from dssn.errors import UserError
 from dssn.inference.network import load
 from dssn.inference.predict import find_images, read_image
 from dssn.tools.experiments import oracles  # noqa: F401, registers its methods
-from dssn.tools.output_files import write_atomically
 
 SINCE = 2, 14      # the first release whose exports are tested
 PACKAGES = 'onnx', 'onnxscript', 'onnxruntime'

@@ -1,10 +1,7 @@
-"""Writing files of results: as JSON for the option --json, or atomically."""
+"""Writing the file of results of the option --json."""
 import json
 
-from dssn.atomic import write_atomically
 from dssn.errors import UserError
-
-__all__ = ['write_atomically', 'write_json']
 
 
 def write_json(path, content):

@@ -10,12 +10,12 @@ import tempfile
 
 import torch
 
+from dssn.atomic import write_atomically
 from dssn.distributed import cores_of_a_process
 from dssn.errors import UserError
 from dssn.tools.arguments import positive_amount
 from dssn.tools.bench.budget import LEFT_OUT, PASSED, Budget, Part, failures
 from dssn.tools.bench.gpu_page import page_text
-from dssn.tools.output_files import write_atomically
 
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), '..', '..', '..'))
 RESERVE = 10  # seconds for the start of Python and for writing the last page

@@ -21,8 +21,9 @@ def add_arguments(parser):
         python -m dssn experiments compare configs/mine.yaml --split 40 --seeds 1 2 3
 
     The baselines are `supervised` and `control`: the labeled images alone, under DSSN's strong
-    views. All runs make the same number of optimizer steps. What the method gains over the better
-    baseline is due to the unlabeled images. At the end, a table has the differences between runs
+    views. All runs make the same number of optimizer steps. `supervised` has twice the labeled
+    batch, unless the config sets `labeled_batch_size`. Only a gain over the better baseline can be
+    due to the unlabeled images. At the end, a table has the differences between runs
     with the same seed: mean, sample standard deviation and standard error. Of each run with a
     teacher, the better of student and teacher counts, for baselines too.
 

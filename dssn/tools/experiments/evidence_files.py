@@ -5,10 +5,10 @@ import os
 import tarfile
 import time
 
+from dssn.atomic import write_atomically
 from dssn.errors import UserError
 from dssn.run import metrics
 from dssn.run.metrics import ROLES
-from dssn.tools.output_files import write_atomically
 from dssn.tools.report import markdown_table
 
 REHEARSAL_NOTE = 'rehearsed on a CPU: no number of this table is evidence'

@@ -2,11 +2,11 @@
 import os
 
 from dssn import config
+from dssn.atomic import write_atomically
 from dssn.errors import UserError
 from dssn.tools.experiments.grid import KEPT, add_grid_options, plan_runs, read_experiment
 from dssn.tools.experiments.portable import portable, refuse_machine_paths
 from dssn.tools.experiments.progress import progress_in_folder, progress_in_kept
-from dssn.tools.output_files import write_atomically
 
 
 def add_arguments(parser):

@@ -58,7 +58,7 @@ def add_arguments(parser):
                          help='keep images without a shape, too: their masks are --rest alone')
         if name in ('labelme', 'cvat'):
             sub.add_argument('--line-width', type=positive_amount, default=10.0, metavar='PIXELS',
-                             help='width of lines and line strips, which the file does not tell '
+                             help='width of lines and line strips, which the file does not state '
                                   '(default: %(default)g)')
         if name == 'colours':
             sub.add_argument('--table', metavar='FILE',

@@ -9,13 +9,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from dssn import yaml_text
+from dssn.atomic import write_atomically
 from dssn.data.folders import common_folder, relative
 from dssn.data.headers import ORIENTATION, read_header, turned, turned_size
 from dssn.data.lists import Sample, format_line
 from dssn.errors import UserError
 from dssn.labels import IGNORE
 from dssn.tools.masks.shapes import opened, rendered
-from dssn.tools.output_files import write_atomically
 
 INVERSE = {6: 8, 8: 6}  # EXIF orientations whose inverse is another one
 SHOWN = 5               # shapes that a message names

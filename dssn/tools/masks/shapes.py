@@ -25,7 +25,7 @@ class Shape(NamedTuple):
 class Annotated(NamedTuple):
     """An image and its shapes."""
     image: str              # its name in the file, with / between folders
-    size: Optional[Tuple[int, int]]  # (H, W) in the file; None if the file does not tell it
+    size: Optional[Tuple[int, int]]  # (H, W) in the file; None if the file does not state it
     shapes: List[Shape]     # in the order in which they are rendered: later ones lie on top
     place: str              # the file, and what in it
     smallest_on_top: bool = False  # the larger shapes are rendered first; the order breaks ties
