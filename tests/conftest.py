@@ -1,4 +1,5 @@
 """Shared fixtures: a world of a few small images, lists and a config that train in seconds."""
+import gc
 import itertools
 import os
 import shutil
@@ -10,6 +11,9 @@ import sys
 # Several tests run at the same time, with trainings that they start: one thread each. PyTorch reads
 # this when it is imported.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
+# Collecting 6,000 tests and importing PyTorch make so many objects that looking for garbage takes a
+# third of the time.
+gc.set_threshold(100_000, 50, 50)
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -18,7 +22,7 @@ from PIL import Image  # noqa: E402
 
 # For the programs that tests start, see there.
 os.environ['PYTHONPATH'] = os.pathsep.join(
-    [os.path.join(os.path.dirname(os.path.abspath(__file__)), 'without_dynamo')]
+    [os.path.join(os.path.dirname(os.path.abspath(__file__)), 'fast_imports')]
     + os.environ.get('PYTHONPATH', '').split(os.pathsep)).rstrip(os.pathsep)
 
 # So that plain `pytest` finds the package too, not only `python -m pytest`.
