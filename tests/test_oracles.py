@@ -54,14 +54,15 @@ from dssn.tools.experiments.oracles import (
 from dssn.update import split
 
 KINDS = {'labels': OracleLabels, 'selection': OracleSelection, 'both': OracleLabels,
-         'control': StrongSupervised}
+         'correct': OracleSelection, 'control': StrongSupervised}
 
 
 def make_config(kind, **changes):
     if kind == 'control':
         return StrongSupervisedConfig(nclass=CLASSES, backbone='resnet18', base_channels=4,
                                       decoder_channels=8, criterion=CE, **changes)
-    return dssn_config(**(dict(changes, selection='none') if kind == 'both' else changes))
+    every_pixel = kind in ('both', 'correct')
+    return dssn_config(**(dict(changes, selection='none') if every_pixel else changes))
 
 
 def batch_with_masks(b, height, width, n=None):
@@ -87,8 +88,8 @@ def slow_corrected(kind, label, selected, mask):
     label, selected = label.clone(), selected.clone()
     for place in itertools.product(*map(range, mask.shape)):
         true, guess = mask[place].item(), label[place].item()
-        if kind == 'selection':
-            selected[place] = bool(selected[place]) and guess == true
+        if kind in ('selection', 'correct'):
+            selected[place] = (kind == 'correct' or bool(selected[place])) and guess == true
         elif true == 255:
             selected[place] = False
         else:
