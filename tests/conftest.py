@@ -1,5 +1,4 @@
 """Shared fixtures: a world of a few small images, lists and a config that train in seconds."""
-import gc
 import itertools
 import os
 import shutil
@@ -11,9 +10,6 @@ import sys
 # Several tests run at the same time, with trainings that they start: one thread each. PyTorch reads
 # this when it is imported.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
-# Collecting 6,000 tests and importing PyTorch make so many objects that looking for garbage takes a
-# third of the time.
-gc.set_threshold(100_000, 50, 50)
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402

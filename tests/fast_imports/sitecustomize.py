@@ -4,16 +4,12 @@
 imports it when the first optimizer or DistributedDataParallel is made, although it compiles
 nothing. Here a stand-in answers for it. If a program uses anything else of it, it is imported.
 """
-import gc
 import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
 import types
-
-# Importing PyTorch makes so many objects that looking for garbage takes a fifth of the time.
-gc.set_threshold(100_000, 50, 50)
 
 DYNAMO = 'torch._dynamo'
 # What PyTorch uses where nothing is compiled: optimizers two functions, a new group of processes
