@@ -2,6 +2,8 @@
 import importlib
 import os
 import pkgutil
+import subprocess
+import sys
 
 import pytest
 
@@ -28,3 +30,23 @@ def test_a_program_compiles(path):
 def test_all_were_found():
     assert {'dssn.engine', 'dssn.methods.dssn', 'dssn.tools.data.prepare.camvid'} <= set(MODULES)
     assert {'./train.py', './eval.py', 'scripts/submit.py'} <= set(PROGRAMS)
+
+
+STAND_IN = """
+import importlib, sitecustomize, torch, torch.optim
+torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1).step()
+stands_in = torch._dynamo.utils
+assert isinstance(stands_in, sitecustomize.StandIn)
+answer = stands_in.get_optimize_ddp_mode()
+module = importlib.import_module('torch._dynamo.utils')
+assert not isinstance(module, sitecustomize.StandIn) and torch._dynamo.utils is module
+assert answer == module.get_optimize_ddp_mode()
+"""
+
+
+def test_the_stand_in_for_dynamo_answers_as_the_module_does():
+    """DistributedDataParallel acts on this answer (tests/fast_imports)."""
+    utils = pytest.importorskip('torch._dynamo.utils')
+    if not hasattr(utils, 'get_optimize_ddp_mode'):
+        pytest.skip('this PyTorch does not ask')
+    subprocess.run([sys.executable, '-c', STAND_IN], check=True, timeout=300)
