@@ -84,6 +84,21 @@ def one_process(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def end_loaders():
+    """End the loader processes that a test has left, as one that hangs.
+
+    At the end of another process PyTorch would find that they were killed, and raise an error in
+    whatever runs then. It goes on to be told when others end.
+    """
+    yield
+    from dssn.data.workers import kill_loaders
+    before = hasattr(signal, 'SIGCHLD') and signal.getsignal(signal.SIGCHLD)
+    kill_loaders()
+    if before:
+        signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.fixture(autouse=True)
 def event_files_in_order(monkeypatch):
     """TensorBoard reads a folder's files by name: second, then the process's count of its files.
 

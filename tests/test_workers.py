@@ -1,4 +1,5 @@
 """Loader processes that are killed, hang, or have no shared memory: the program ends soon."""
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -42,15 +43,21 @@ def test_killed_while_items_are_waiting(tiny_world, monkeypatch, workers, told):
     """
     monkeypatch.setattr(loaders, 'LONGEST_WAIT', 3)
     loader = loader_of(tiny_world(), workers)
-    with pytest.raises(WorkerFailure, match='a loader process has ended.*workers=0'), \
-            explained_failures():
-        for _ in loader.batches(0):
-            before = signal.getsignal(signal.SIGCHLD)  # set by PyTorch when it starts them
+    batches = loader.batches(0)
+    next(batches)
+    before = signal.getsignal(signal.SIGCHLD)  # set by PyTorch when it started them
+    try:
+        with pytest.raises(WorkerFailure, match='a loader process has ended.*workers=0'), \
+                explained_failures():
             if not told:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for one in processes(loader.loader):
                 os.kill(one, signal.SIGKILL)
-    signal.signal(signal.SIGCHLD, before)
+            for _ in batches:
+                pass
+    finally:
+        # Whoever comes next would wait for ten minutes for a loader that is killed.
+        signal.signal(signal.SIGCHLD, before)
     loader.close()
 
 
@@ -66,19 +73,15 @@ class Slow(torch.utils.data.Dataset):
         return torch.zeros(3)
 
 
-def kill_sleeping():
-    """Kill the loader processes; PyTorch goes on to be told when others end."""
-    before = signal.getsignal(signal.SIGCHLD)
-    kill_loaders()
-    signal.signal(signal.SIGCHLD, before)
-
-
 def test_a_process_that_hangs(monkeypatch):
     monkeypatch.setattr(loaders, 'LONGEST_WAIT', 1)
     slow = DataLoader(Slow(), batch_size=None, **loaders.worker_arguments(1))
     with pytest.raises(WorkerFailure, match='hangs: DataLoader timed out after 1 seconds'):
         list(raise_errors(slow))
-    kill_sleeping()
+    before = signal.getsignal(signal.SIGCHLD)
+    kill_loaders()
+    signal.signal(signal.SIGCHLD, before)
+    assert not multiprocessing.active_children()
 
 
 def test_a_fault_of_the_program_keeps_its_traceback():
@@ -113,12 +116,12 @@ def test_a_signal_ends_an_evaluation_that_waits(tiny_world, monkeypatch):
     main = os.getpid()
 
     def signal_and_hang():
+        time.sleep(1)  # the program has evaluated item 0 by then, and waits for this one
         os.kill(main, signal.SIGTERM)
         time.sleep(1000)
     at_item_1(monkeypatch, signal_and_hang)
     with pytest.raises(Stopped) as stopped:
         engine.start(world.load(workers=1), World()).fit()
-    kill_sleeping()
     assert stopped.value.number == signal.SIGTERM
     with open(os.path.join(world.save_path, 'train.log')) as file:
         assert 'stopped by SIGTERM while evaluating epoch 1; the same command' in file.read()

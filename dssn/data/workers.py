@@ -21,7 +21,7 @@ def ignore_stop_signals(*_):
 
 
 def kill_loaders():
-    """Kill all loader processes of this process.
+    """Kill all loader processes of this process, and wait for their end.
 
     When an error or a signal ends a process, Python sends SIGTERM to its loaders and waits for
     them. Loaders ignore SIGTERM, so it would wait forever.
@@ -32,6 +32,8 @@ def kill_loaders():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for loader in loaders:
         loader.kill()
+    for loader in loaders:
+        loader.join()
 
 
 class WorkerFailure(UserError):
