@@ -85,17 +85,20 @@ def one_process(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def end_loaders():
-    """End the loader processes that a test has left, as one that hangs.
+    """A function that kills the loader processes of this process. It also runs after each test.
 
-    At the end of another process PyTorch would find that they were killed, and raise an error in
-    whatever runs then. It goes on to be told when others end.
+    A killed loader that is left behind would make PyTorch raise an error later, when any other
+    process ends. `kill_loaders` takes PyTorch's handler of this signal away, so it is restored.
     """
-    yield
     from dssn.data.workers import kill_loaders
-    before = hasattr(signal, 'SIGCHLD') and signal.getsignal(signal.SIGCHLD)
-    kill_loaders()
-    if before:
-        signal.signal(signal.SIGCHLD, before)
+
+    def end():
+        before = hasattr(signal, 'SIGCHLD') and signal.getsignal(signal.SIGCHLD)
+        kill_loaders()
+        if before:
+            signal.signal(signal.SIGCHLD, before)
+    yield end
+    end()
 
 
 @pytest.fixture(autouse=True)

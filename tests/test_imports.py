@@ -47,7 +47,7 @@ assert answer == module.get_optimize_ddp_mode()
 
 def test_the_stand_in_for_dynamo_answers_as_the_module_does():
     """DistributedDataParallel acts on this answer (tests/fast_imports)."""
-    with open(torch.nn.parallel.distributed.__file__) as file:
+    with open(torch.nn.parallel.distributed.__file__, encoding='utf-8') as file:
         if 'get_optimize_ddp_mode' not in file.read():
             pytest.skip('this PyTorch does not ask')
     subprocess.run([sys.executable, '-c', STAND_IN], check=True, timeout=300)

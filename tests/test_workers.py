@@ -16,7 +16,7 @@ from dssn.data import loaders
 from dssn.data.datasets import EvalSet
 from dssn.data.lists import read_list
 from dssn.data.loaders import TrainLoader, raise_errors
-from dssn.data.workers import WorkerFailure, explained_failures, kill_loaders
+from dssn.data.workers import WorkerFailure, explained_failures
 from dssn.distributed import World
 from dssn.errors import Stopped, UserError
 
@@ -56,7 +56,7 @@ def test_killed_while_items_are_waiting(tiny_world, monkeypatch, workers, told):
             for _ in batches:
                 pass
     finally:
-        # Whoever comes next would wait for ten minutes for a loader that is killed.
+        # Without the handler, later tests would wait ten minutes for a loader that is killed.
         signal.signal(signal.SIGCHLD, before)
     loader.close()
 
@@ -73,14 +73,12 @@ class Slow(torch.utils.data.Dataset):
         return torch.zeros(3)
 
 
-def test_a_process_that_hangs(monkeypatch):
+def test_a_process_that_hangs(monkeypatch, end_loaders):
     monkeypatch.setattr(loaders, 'LONGEST_WAIT', 1)
     slow = DataLoader(Slow(), batch_size=None, **loaders.worker_arguments(1))
     with pytest.raises(WorkerFailure, match='hangs: DataLoader timed out after 1 seconds'):
         list(raise_errors(slow))
-    before = signal.getsignal(signal.SIGCHLD)
-    kill_loaders()
-    signal.signal(signal.SIGCHLD, before)
+    end_loaders()
     assert not multiprocessing.active_children()
 
 
