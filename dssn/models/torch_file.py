@@ -2,12 +2,14 @@
 
 From PyTorch 2.10 on this is `torch.load(weights_only=True)`. In older releases that function can be
 made to run code (CVE-2025-32434, CVE-2026-24747), so an unpickler of our own is used there. It
-accepts only containers, tensors and NumPy numbers. An untrusted file may crash such a PyTorch, but
-it cannot run code.
+accepts only containers, tensors and NumPy numbers, and takes memory in proportion to the file. An
+untrusted file may crash such a PyTorch, but it cannot run code.
 """
 import collections
 import math
+import os
 import pickle
+import pickletools
 import re
 import struct
 import sys
@@ -85,6 +87,7 @@ def read_zip(path):
 def read_legacy(path):
     """The object in a file from before PyTorch 1.6: five pickles, then the bytes of storages."""
     with open(path, 'rb') as file:
+        size, needed = os.fstat(file.fileno()).st_size, 0
         if _Unpickler(file).load() != LEGACY_MAGIC:
             raise ValueError('it does not begin like a file of torch.save')
         _Unpickler(file).load()  # the version of the format
@@ -92,7 +95,11 @@ def read_legacy(path):
         flat = {}
 
         def storage(kind, key, count):
+            nonlocal needed
             if key not in flat:
+                needed += count * np.dtype(STORAGES[kind][1]).itemsize
+                if needed > size:
+                    raise ValueError(f'its storages have {needed} bytes, the file has {size}')
                 flat[key] = kind, torch.zeros(count, dtype=STORAGES[kind][0])
             return flat[key][1]
         content = _Unpickler(file, storage).load()
@@ -128,7 +135,18 @@ class _Unpickler(pickle.Unpickler):
 
     def __init__(self, file, storage=None):
         super().__init__(file, encoding='utf-8')  # for files from Python 2
-        self.storage = storage
+        self.file, self.storage = file, storage
+
+    def load(self):
+        """The object of the pickle that begins at the file's position."""
+        start = self.file.tell()
+        for count, (operation, argument, _) in enumerate(pickletools.genops(self.file)):
+            # The unpickler has an array of numbered objects, as long as their highest number. They
+            # are numbered one after the other, so only a damaged file has one of many gigabytes.
+            if operation.name in ('PUT', 'BINPUT', 'LONG_BINPUT') and argument > count:
+                raise ValueError(f'its operation {count} numbers an object {argument}')
+        self.file.seek(start)
+        return super().load()
 
     def find_class(self, module, name):
         if module in ('torch', 'torch.storage') and name in STORAGES:
