@@ -11,4 +11,5 @@ set_up_python tests/requirements.txt ${DSSN_EXTRAS:+"$DSSN_EXTRAS"}
 
 cores=$("$python" -c 'import os
 print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
-exec "$python" -m pytest -n $((cores + 1)) --dist loadgroup "$@"
+# If a test kills its process, the run ends and names it: with groups, pytest-xdist cannot go on.
+exec "$python" -m pytest -n $((cores + 1)) --dist loadgroup --max-worker-restart 0 "$@"

@@ -1,7 +1,7 @@
 """Untrusted checkpoints: what they name is not called, on any stack.
 
-That a file only makes the program end, by its size or its depth, is not tested: no stack promises
-more.
+Nor does a damaged file take much more memory than it is long. That a large or deeply nested one may
+make the program end is not tested: no stack promises more.
 """
 import contextlib
 import io
@@ -98,6 +98,37 @@ def test_more_numbers_stated_than_a_record_has(tmp_path, stated):
         tail[:14], b'K\x06', b'J' + struct.pack('<i', stated)) + tail[14:]
     message = refusal(write_zip(tmp_path / 'a.pth', entries.items()))
     assert not message or f'{stated} numbers' in message and '24 bytes' in message
+
+
+@pytest.mark.parametrize('stated', [7, 250000, 2 ** 31 - 1, 2 ** 61 + 1, -1])
+def test_more_numbers_stated_than_an_old_file_has(tmp_path, stated):
+    file = io.BytesIO()
+    torch.save(NUMBERS, file, _use_new_zipfile_serialization=False)
+    before, count, after = file.getvalue().partition(b'X\x03\x00\x00\x00cpuq\x04K\x06')
+    assert count
+    path = tmp_path / 'a.pth'
+    path.write_bytes(before + count[:-2] + b'\x8a\x08' + struct.pack('<q', stated) + after)
+    message = refusal(path)
+    if stated >= 250000:
+        length = len(before + count + after) + 8
+        assert not message or f'{4 * stated} bytes, the file has {length}' in message
+
+
+@pytest.mark.parametrize('operation', [b'q\xff', b'r\xff\xff\xff\x7f', b'r\xff\xff\xff\xff',
+                                       b'p2000000000\n'])
+def test_an_object_with_a_huge_number(tmp_path, operation):
+    """Python's unpickler would need 16 bytes for each smaller number."""
+    paths = [Raw(b'}', operation).save(tmp_path), tmp_path / 'old.pth']
+    file = io.BytesIO()
+    torch.save({}, file, _use_new_zipfile_serialization=False)
+    paths[1].write_bytes(replaced_once(file.getvalue(), b'}q\x00.', b'}' + operation + b'.'))
+    for path in paths:
+        if not torch_file.torch_is_safe():
+            assert 'numbers an object' in refusal(path)
+        elif operation.startswith(b'p'):  # text, which it does not read
+            refusal(path)
+        else:  # it looks numbers up in a dict
+            assert read_torch_file(str(path)) == {}
 
 
 def tensor_of(size, stride, offset=0, storage=b'X\x01\x00\x00\x000'):
