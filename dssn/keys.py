@@ -92,8 +92,8 @@ class Config:
     # network
     model: str = key('deeplabv3plus', 'segmentation network', choices=('deeplabv3plus', 'dpt'))
     backbone: str = key('resnet101', 'backbone of the network; model: dpt: one of the dinov2_*',
-                        choices=('resnet18', 'resnet50', 'resnet101', 'xception', 'dinov2_tiny',
-                                 'dinov2_small', 'dinov2_base', 'dinov2_large'))
+                        choices=('resnet10', 'resnet18', 'resnet50', 'resnet101', 'xception',
+                                 'dinov2_tiny', 'dinov2_small', 'dinov2_base', 'dinov2_large'))
     lock_backbone: bool = key(False, 'model: dpt: leave the backbone as it is; train the head '
                                      'alone')
     stem: str = key('deep', "deep: three 3x3 convolutions; plain: torchvision's 7x7",

@@ -31,8 +31,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 ONE_STACK = ('append_log', 'console', 'error_cases', 'evidence', 'experiments', 'fidelity',
              'folders', 'gallery', 'gpu_check', 'groups', 'identity', 'lists', 'lock', 'platforms',
              'report', 'resume_evaluation', 'scripts', 'slurm', 'split', 'torture')
-# Test files that one process runs whole: they share a Slurm cluster, or large networks.
-TOGETHER = ('dpt', 'fidelity', 'slurm')
+# Test files that one process runs whole: they share a Slurm cluster, large networks, or an exported
+# file.
+TOGETHER = ('dpt', 'export', 'fidelity', 'slurm')
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -143,7 +144,7 @@ def tiny_world(tmp_path):
         content = dict(
             dataset='tiny', nclass=nclass, data_root=str(root), labeled_id_path=lists['labeled'],
             unlabeled_id_path=lists['unlabeled'], val_id_path=lists['val'], save_path=save_path,
-            backbone='resnet18', base_channels=4, decoder_channels=8, crop_size=33, batch_size=2,
+            backbone='resnet10', base_channels=4, decoder_channels=8, crop_size=33, batch_size=2,
             workers=0, epochs=2, device='cpu')
         content.update(keys)
         config_path = str(base / 'config.yaml')

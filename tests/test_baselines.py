@@ -31,7 +31,7 @@ VIEWS = {FixMatch: (1, 0), UniMatch: (2, 1)}  # strong views, perturbed copies
 
 
 def config(**changes):
-    keys = dict(nclass=4, backbone='resnet18', base_channels=4, decoder_channels=8, criterion=CE,
+    keys = dict(nclass=4, backbone='resnet10', base_channels=4, decoder_channels=8, criterion=CE,
                 conf_thresh=0.8)
     return FeatureViewsConfig(**dict(keys, **changes))
 

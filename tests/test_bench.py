@@ -340,6 +340,7 @@ def test_operations_of_a_vision_transformer(side, encoder, head):
     assert side == 518 or peak * 2 ** 20 < 3 * 12 * 6 * 4 * tokens ** 2
 
 
+@pytest.mark.slow
 @computes
 def test_bench_memory_computed(tiny_world, tmp_path, capsys):
     path = str(tmp_path / 'result.json')

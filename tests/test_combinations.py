@@ -93,6 +93,18 @@ CASES = [('DSSN', case) for case in covering(DSSN_OPTIONS)] + [
                   'cutmix_partner': partner}) for partner in ('batch', 'other')]
 
 
+
+
+def parameters():
+    """`CASES`. To compile takes long: of a method's cases that do, all but the first are slow."""
+    compiled = set()
+    for name, case in CASES:
+        slow = case.get('compile', False) and name in compiled
+        yield pytest.param(name, case, marks=[pytest.mark.slow] * slow)
+        if case.get('compile'):
+            compiled.add(name)
+
+
 def describe(value):
     if isinstance(value, dict):
         return '-'.join(f'{k}={v["name"] if isinstance(v, dict) else v}' for k, v in value.items()
@@ -183,7 +195,7 @@ def float32(batch):
                    for part in batch])
 
 
-@pytest.mark.parametrize('method, case', CASES, ids=describe)
+@pytest.mark.parametrize('method, case', parameters(), ids=describe)
 def test_options_together_leave_every_gradient_as_it_is(same_channels, method, case):
     labeled = case.get('labeled_batch_size') or 4
     batch = float32(unequal_batches(labeled, 4))

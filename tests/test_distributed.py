@@ -472,15 +472,19 @@ def test_exit_runs_what_is_registered_and_keeps_the_status(tmp_path, status):
         assert (tmp_path / 'rank0').exists() and (tmp_path / 'rank1').exists()
 
 
-def test_any_number_of_processes_workers_and_batches_gives_the_same_scores(tiny_world, tmp_path):
-    """To the last digit, with real gloo processes; on CamVid's val list where there is one."""
+@pytest.mark.parametrize('camvid', [None, pytest.param(os.environ.get('DSSN_CAMVID'), marks=[
+    pytest.mark.slow, pytest.mark.skipif('DSSN_CAMVID' not in os.environ, reason='CamVid')])],
+    ids=['tiny', 'camvid'])
+def test_any_number_of_processes_workers_and_batches_gives_the_same_scores(
+        tiny_world, tmp_path, camvid):
+    """To the last digit, with real gloo processes."""
     world = tiny_world(n_val=7)
     cfg = world.load(nclass=11, crop_size=64)
     torch.manual_seed(3)
     networks = [build_model(cfg), build_model(cfg)]
     for model in networks:
         model.classifier.weight.data.mul_(30)  # so that many classes are predicted
-    path, camvid = str(tmp_path / 'latest.pth'), os.environ.get('DSSN_CAMVID')
+    path = str(tmp_path / 'latest.pth')
     torch.save({'model': network_weights(networks[0]), 'config': config.to_dict(cfg),
                 'teacher': network_weights(networks[1])}, path)
     data = ['--id-path', os.path.join(camvid, 'val.txt'), '--set', 'data_root=' + camvid] \

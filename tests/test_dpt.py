@@ -329,7 +329,7 @@ def load(tmp_path, *assignments):
     (['crop_size=801'], ['798 or 812']),
     (['crop_size=20'], ['set 28']),
     (['backbone=resnet50'], ['backbone = resnet50', 'dinov2_tiny, dinov2_small']),
-    (['model=deeplabv3plus'], ['dinov2_tiny', 'resnet18, resnet50, resnet101, xception']),
+    (['model=deeplabv3plus'], ['dinov2_tiny', 'resnet10, resnet18, resnet50, resnet101, xception']),
     (['stem=plain'], ['stem = plain has no effect with model = dpt']),
     (['dilations=[1,2,3]'], ['dilations', 'no effect']),
     (['replace_stride_with_dilation=[false,true,true]'], ['no effect']),

@@ -423,6 +423,7 @@ def interrupt(checkout, send, number):
     return process.communicate(timeout=300)[0], process.returncode
 
 
+@pytest.mark.slow
 def test_a_killed_experiment_continues(here, capsys):
     checkout = here(dict(epochs=6), seeds=[1], variants={'DSSN': {}})
     out, status = interrupt(checkout, os.killpg, signal.SIGKILL)
@@ -458,6 +459,7 @@ def test_a_failure_stops_the_experiment_unless_keep_going_is_set(here, stand_in)
     assert len([line for line in out.splitlines() if line.startswith('| 1 ')]) == 1
 
 
+@pytest.mark.slow
 def test_runs_that_start_from_those_of_another_experiment(here, capsys):
     checkout = here(variants={'supervised': {'method': 'supervised'}})
     os.rename('experiments/mine.yaml', 'experiments/first.yaml')
@@ -652,6 +654,7 @@ for task in range(int(first), int(last) + 1):
 """
 
 
+@pytest.mark.slow
 def test_an_array_job_has_a_run_in_each_task(here, tmp_path):
     checkout = here(seeds=[1], variants={'a': {}, 'b': {'lean': True}})
     assert 'no sbatch' in ran(checkout, '--slurm', 'gpu', status=1, PATH=str(tmp_path))

@@ -76,6 +76,7 @@ def tables(text):
 
 # ---- instead of folders
 
+@pytest.mark.slow
 def test_the_page_the_table_and_the_list_from_kept_runs_alone(tidy, capsys):
     checkout = tidy(about='What it shows.', findings='It was seen.', reference='supervised',
                     variants=TWO)

@@ -122,7 +122,7 @@ def final(checkout, exp):
     return {part: dict(flat(saved[part], '')) for part in ('model', 'teacher', 'optimizer')}
 
 
-@pytest.mark.parametrize('num_gpu', [1, 2])
+@pytest.mark.parametrize('num_gpu', [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_training_that_signals_stop_goes_on_as_if_they_had_not(tiny_checkout, port, num_gpu):
     checkout = tiny_checkout(epochs=2, batch_size=2 // num_gpu, workers=2 - num_gpu)
     checkout.patch(0, HOLD.format(until='not run.signals.number'))

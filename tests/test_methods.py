@@ -36,7 +36,7 @@ with open(os.path.join(os.path.dirname(__file__), 'data', 'vectors.json')) as fi
 
 
 def config(**changes):
-    keys = dict(nclass=CLASSES, backbone='resnet18', base_channels=4, decoder_channels=8,
+    keys = dict(nclass=CLASSES, backbone='resnet10', base_channels=4, decoder_channels=8,
                 criterion=CE, gate=0.6, ratio=0.7)
     return DSSNConfig(**dict(keys, **changes))
 

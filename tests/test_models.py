@@ -116,8 +116,8 @@ def test_decoder_channels_is_the_width_of_fuse():
 
 
 def test_backbones_are_listed():
-    assert list(BACKBONES) == ['resnet18', 'resnet50', 'resnet101', 'xception']
-    with pytest.raises(UserError, match='resnet34.*its backbones: resnet18, resnet50'):
+    assert list(BACKBONES) == ['resnet10', 'resnet18', 'resnet50', 'resnet101', 'xception']
+    with pytest.raises(UserError, match='resnet34.*its backbones: resnet10, resnet18'):
         build_model(config(backbone='resnet34'))
 
 
@@ -131,7 +131,8 @@ def test_xception_refuses_other_forms(changes):
 
 # ---- geometry
 
-@pytest.mark.parametrize('name, b', [('resnet18', 8), ('resnet50', 4), ('xception', None)])
+@pytest.mark.parametrize('name, b', [
+    ('resnet10', 8), ('resnet18', 8), ('resnet50', 4), ('xception', None)])
 @pytest.mark.parametrize('size', [(65, 97), (33, 33), (64, 48)])
 def test_strides_of_the_feature_maps(published, name, b, size):
     backbone = published[name].backbone if b is None else BACKBONES[name](base_channels=b)
@@ -139,7 +140,7 @@ def test_strides_of_the_feature_maps(published, name, b, size):
         c1, c4 = backbone.eval()(torch.randn(1, 3, *size))
     assert c1.shape == (1, backbone.low_channels) + tuple(-(-s // 4) for s in size)
     assert c4.shape == (1, backbone.high_channels) + tuple(-(-s // 16) for s in size)
-    expansion = {'resnet18': 1, 'resnet50': 4}.get(name)
+    expansion = {'resnet10': 1, 'resnet18': 1, 'resnet50': 4}.get(name)
     if expansion:
         assert (backbone.low_channels, backbone.high_channels) == (b * expansion, 8 * b * expansion)
 

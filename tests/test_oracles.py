@@ -59,7 +59,7 @@ KINDS = {'labels': OracleLabels, 'selection': OracleSelection, 'both': OracleLab
 
 def make_config(kind, **changes):
     if kind == 'control':
-        return StrongSupervisedConfig(nclass=CLASSES, backbone='resnet18', base_channels=4,
+        return StrongSupervisedConfig(nclass=CLASSES, backbone='resnet10', base_channels=4,
                                       decoder_channels=8, criterion=CE, **changes)
     every_pixel = kind in ('both', 'correct')
     return dssn_config(**(dict(changes, selection='none') if every_pixel else changes))

@@ -61,6 +61,7 @@ def run(tmp_path, system, *words, status=0):
     return found.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != 'posix', reason='hides what POSIX has')
 @pytest.mark.parametrize('system, workers', [('windows', 0), ('macos', 1)])
 def test_training_and_evaluation(tiny_world, tmp_path, system, workers):

@@ -802,7 +802,8 @@ def test_test_sh_adds_only_its_own_list_to_a_complete_venv(bare):
     assert result.status == 0, result.err
     assert 'installed tests/requirements.txt' in result.out
     assert 'installed requirements.txt' not in result.out
-    assert re.search(r'-m pytest -n \S+ --dist loadgroup --max-worker-restart 0 -k two words\n$',
+    assert re.search(r'-m pytest -n \S+ --dist loadgroup --max-worker-restart 0 '
+                     r'-m not slow -k two words\n$',
                      result.out)
     assert 'installed' not in bare.run('test.sh').out
 

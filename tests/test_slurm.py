@@ -11,7 +11,7 @@ import yaml
 from slurm_cluster import PARTITION, URGENT, CannotStart, Cluster
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-pytestmark = pytest.mark.skipif(os.name != 'posix', reason='shell scripts')
+pytestmark = [pytest.mark.skipif(os.name != 'posix', reason='shell scripts'), pytest.mark.slow]
 
 
 @pytest.fixture(scope='module')

@@ -317,7 +317,7 @@ def built(**keys):
     return build_model(config(**{**dict(model='dpt', backbone='dinov2_tiny'), **keys})).eval()
 
 
-DEEPLAB = dict(model='deeplabv3plus', backbone='resnet18', base_channels=4, decoder_channels=8)
+DEEPLAB = dict(model='deeplabv3plus', backbone='resnet10', base_channels=4, decoder_channels=8)
 
 
 @pytest.mark.parametrize('keys', [{}, DEEPLAB], ids=['DPT', 'DeepLabV3+'])

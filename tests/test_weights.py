@@ -131,6 +131,7 @@ def test_public_names_are_those_of_the_documented_sources():
     base = 'https://github.com/rwightman/pytorch-pretrained-gluonresnet/releases/download/v0.1/'
     hub = 'https://download.pytorch.org/models/'
     assert {(b, s): pretrained.source_url(b, s) for b in BACKBONES for s in ('deep', 'plain')} == {
+        ('resnet10', 'deep'): None, ('resnet10', 'plain'): None,
         ('resnet18', 'deep'): None, ('resnet18', 'plain'): hub + 'resnet18-f37072fd.pth',
         ('resnet50', 'deep'): base + 'gluon_resnet50_v1s-1762acc0.pth',
         ('resnet50', 'plain'): hub + 'resnet50-0676ba61.pth',
@@ -588,7 +589,7 @@ def test_a_checkpoint_of_ours_is_recognised(tiny_world, capsys):
         # With 32 base channels the stem has the shape of OpenMMLab's, but is not one.
         assert main(['check', os.path.join(world.save_path, name)]) == 0
         printed = capsys.readouterr().out
-        assert (f'checkpoint of this project ({held}, tiny, epoch 1): resnet18, deep stem'
+        assert (f'checkpoint of this project ({held}, tiny, epoch 1): resnet10, deep stem'
                 in printed)
         assert 'classifier' in printed or 'head' in printed
 

@@ -51,7 +51,7 @@ class Training:
         with open(self.config, 'w') as file:
             yaml.safe_dump(dict(
                 dataset='shapes', nclass=7, data_root=self.data, labeled_id_path=paths['labeled'],
-                unlabeled_id_path=paths['unlabeled'], backbone='resnet18', base_channels=4,
+                unlabeled_id_path=paths['unlabeled'], backbone='resnet10', base_channels=4,
                 decoder_channels=8, val_id_path=os.path.join(self.data, 'val.txt'), crop_size=65,
                 batch_size=2 // processes, epochs=4 // processes, workers=0, save_every=1,
                 log_every=4, gate=0.1, ratio=0.5, device='cpu'), file)
@@ -369,8 +369,8 @@ def unwritable(training, table, reference, fault, folder, begin, end, before=())
     table.count(fault, problems or differences(folder, reference))
 
 
-def torture(work, number, places, seed=0, processes=1):
-    """All of it; returns the `Table`."""
+def torture(work, number, places, seed=0, processes=1, kills_only=False):
+    """All faults, of one process; several processes are only killed. Returns the `Table`."""
     rng = random.Random(seed)
     table = Table()
     training = Training(work, processes)
@@ -378,7 +378,7 @@ def torture(work, number, places, seed=0, processes=1):
     started = time.time()
     training.finish(reference)
     kills(training, table, reference, time.time() - started, number, rng)
-    if processes == 1:
+    if processes == 1 and not kills_only:
         signals(training, table, reference, rng)
         damage(training, table, places, rng)
         away(training, table, reference)

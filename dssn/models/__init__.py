@@ -5,13 +5,14 @@ import torch
 from dssn.errors import UserError
 from dssn.models.deeplabv3plus import DeepLabV3Plus
 from dssn.models.dpt import DPT
-from dssn.models.resnet import resnet18, resnet50, resnet101
+from dssn.models.resnet import resnet10, resnet18, resnet50, resnet101
 from dssn.models.vit import VisionTransformer
 from dssn.models.xception import Xception
 
 __all__ = ['BACKBONES', 'DPT', 'ENCODERS', 'DeepLabV3Plus', 'build_model']
 
 BACKBONES = {
+    'resnet10': resnet10,  # our own, without public weights
     'resnet18': resnet18,
     'resnet50': resnet50,
     'resnet101': resnet101,

@@ -120,6 +120,7 @@ class ResNet(Backbone):
 
 
 # The other arguments are those of `ResNet`.
+resnet10 = functools.partial(ResNet, BasicBlock, (1, 1, 1, 1))
 resnet18 = functools.partial(ResNet, BasicBlock, (2, 2, 2, 2))
 resnet50 = functools.partial(ResNet, Bottleneck, (3, 4, 6, 3))
 resnet101 = functools.partial(ResNet, Bottleneck, (3, 4, 23, 3))
