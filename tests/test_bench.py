@@ -182,6 +182,7 @@ def test_processor_time_does_not_include_waiting(tiny_world, monkeypatch, tmp_pa
     assert result['clock'] == 'processor' and 0 < result['seconds']['step'][0] < 2
 
 
+@pytest.mark.slow
 def test_two_processes_measure_the_cost_of_their_exchange(tiny_world, tmp_path):
     path, script = str(tmp_path / 'result.json'), tmp_path / 'bench.py'
     script.write_text('from dssn.__main__ import main\nfrom dssn.distributed import exit\n'
@@ -252,6 +253,7 @@ def test_a_step_is_timed_on_its_own_numbers_of_images(tiny_world):
             for batch in batches] == 3 * [(3, 2)]
 
 
+@pytest.mark.slow
 def test_bench_memory_is_a_table_of_processes(tiny_world, monkeypatch, tmp_path, capsys):
     world, path = tiny_world(batch_size=1), str(tmp_path / 'result.json')
     monkeypatch.setattr(memory, 'option_lines', lambda cfg: [[], ['lean=true']])

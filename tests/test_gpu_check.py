@@ -381,6 +381,7 @@ def test_a_step_is_timed_without_its_parts(tiny_world, tmp_path, monkeypatch):
     assert found['parts'] == {} and found['step_over_floor'] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(torch.nn.Module, 'compile'), reason='compile needs PyTorch 2.2')
 def test_networks_are_compiled_after_their_calls_are_recorded(tiny_world, monkeypatch):
     real, at = torch.nn.Module.compile, []

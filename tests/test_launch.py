@@ -67,6 +67,7 @@ def test_a_process_that_vanishes_ends_all(tiny_checkout, port):
         assert any('exitcode' in line and '9' in line for line in lines)
 
 
+@pytest.mark.slow
 def test_a_machine_that_fails_ends_the_other(tiny_checkout, port):
     checkout = tiny_checkout(epochs=1)
     checkout.patch(1, 'from dssn import update; update.seed_step = lambda *_: 1 / 0')
@@ -148,7 +149,7 @@ def test_a_training_that_signals_stop_goes_on_as_if_they_had_not(tiny_checkout, 
             assert same(stopped[part][name], value), (part, name)
 
 
-@pytest.mark.parametrize('num_gpu', [1, 2])
+@pytest.mark.parametrize('num_gpu', [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_second_signal_ends_a_training_at_once(tiny_checkout, port, num_gpu):
     checkout = tiny_checkout(epochs=1, batch_size=2 // num_gpu)
     checkout.patch(0, HOLD.format(until='True'))

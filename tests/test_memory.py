@@ -39,7 +39,8 @@ def test_memory_that_is_free_inside_the_process_counts():
 
 
 @linux
-@pytest.mark.parametrize('constant, per_pixel', [(0, 800), (120 << 20, 200)])
+@pytest.mark.parametrize('constant, per_pixel', [
+    (0, 800), pytest.param(120 << 20, 200, marks=pytest.mark.slow)])
 def test_the_estimate_of_a_large_image(monkeypatch, constant, per_pixel):
     """Work that takes a known memory is estimated to within 15 %."""
     sides = []

@@ -407,7 +407,8 @@ def test_the_guard_sees_what_cuda_refuses(name, work):
     {}, {'selection': 'class_topk', 'criterion': OHEM}, {'selection': 'fixed'},
     {'selection': 'none', 'lean': True}, {'feature_labels': 'teacher', 'accumulate': 2},
     {'image_views': 0}, {'feature_views': 0}, {'backbone': 'resnet50', 'stem': 'plain'},
-    {'backbone': 'xception', 'base_channels': 64, 'checkpoint_backbone': True},
+    pytest.param({'backbone': 'xception', 'base_channels': 64, 'checkpoint_backbone': True},
+                 marks=pytest.mark.slow),
     {'model': 'dpt', 'backbone': 'dinov2_tiny', 'crop_size': 42},  # its positions are resized
     {'method': 'fixmatch', 'criterion': OHEM}, {'method': 'unimatch'}, {'method': 'unimatch_v2'},
     {'method': 'supervised', 'criterion': OHEM}, {'method': 'supervised'}], ids=str)
