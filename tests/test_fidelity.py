@@ -94,7 +94,8 @@ def test_inputs():
 # ---- Networks
 
 @pytest.fixture(scope='module', params=[
-    pytest.param(name, marks=[pytest.mark.slow] * (name != 'resnet50')) for name in GOLDEN['models']])
+    pytest.param(name, marks=[pytest.mark.slow] * (name != 'resnet50'))
+    for name in GOLDEN['models']])
 def network(request):
     """A network of 21 classes with known weights, in float32 and float64, and its numbers."""
     single = build_model(settings('pascal.yaml', f'backbone={request.param}'))
