@@ -126,15 +126,14 @@ def test_the_cases_hold_every_pair():
 
 def make_config(method, **changes):
     keys = dict(batch_size=4, gate=0.3, ratio=0.5, **changes)
-    if keys.get('model') == 'dpt':
-        keys['backbone'] = 'dinov2_tiny'
+    keys['backbone'] = 'dinov2_tiny' if keys.get('model') == 'dpt' else 'resnet18'
     if method == 'DSSN':
         return config(**keys)
     cls = {'supervised': SupervisedConfig, 'unimatch_v2': UniMatchV2Config,
            'fixmatch': FixMatchConfig}.get(method, FeatureViewsConfig)
     shared = {name: value for name, value in keys.items() if name not in ('gate', 'ratio')}
     extra = {} if method == 'supervised' else {'conf_thresh': 0.3}
-    return cls(**{**dict(nclass=CLASSES, backbone='resnet18', base_channels=4, decoder_channels=8,
+    return cls(**{**dict(nclass=CLASSES, base_channels=4, decoder_channels=8,
                          method=method), **shared, **extra})
 
 
