@@ -110,7 +110,8 @@ install() {
         fail "pip install -r $1 failed in .venv; run this again to complete it"
 }
 
-# free_port PORT: prints the first port, starting at PORT, on which a server may listen
+# free_port PORT: prints the first port, starting at PORT, on which a server may listen. The probe
+# does not listen itself: another script that probes at the same time would take the port for used.
 free_port() {
     "$python" -c '
 import socket, sys
@@ -120,7 +121,6 @@ for port in list(range(int(sys.argv[1]), 65536)) + [0]:
         try:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("", port))
-            probe.listen(1)
         except OSError:
             continue
         print(probe.getsockname()[1])

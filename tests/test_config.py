@@ -422,7 +422,7 @@ def test_criterion_without_kwargs_is_complete(write):
 
 
 @pytest.mark.parametrize('line, hint, allowed', [
-    ('backbone: resnet10', 'resnet101', 'xception'),
+    ('backbone: resnet11', 'resnet101', 'xception'),
     ('protocol: sliding_windows', 'sliding_window', 'original'),
     ('selection: classmax', 'class_max', 'class_topk'),
     ('cutmix_partner: others', 'other', 'same'),
