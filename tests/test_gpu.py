@@ -515,7 +515,7 @@ def test_too_little_memory_is_one_error_with_advice(tiny_world, monkeypatch, rea
         monkeypatch.setattr(Update, 'gradients', gradients)
     try:
         with pytest.raises(UserError, match='out of memory.*batch_size 2 at crop_size 129 with '
-                                            'resnet18 does not fit.*checkpoint_backbone=true'):
+                                            'resnet10 does not fit.*checkpoint_backbone=true'):
             run.fit()
     finally:
         if HAS_GPU:
