@@ -490,7 +490,7 @@ def test_any_number_of_processes_workers_and_batches_gives_the_same_scores(
     data = ['--id-path', os.path.join(camvid, 'val.txt'), '--set', 'data_root=' + camvid] \
         if camvid else ['--set']
     found = []
-    for processes, workers, batch in ((1, 0, 1), (2, 0, 4), (3, 1, 2)):
+    for processes, workers, batch in [(1, 0, 1), (3, 1, 2)] + [(2, 0, 4)] * bool(camvid):
         scores = str(tmp_path / f'scores{processes}.json')
         launch(os.path.join(ROOT, 'eval.py'), '--checkpoint', path, '--weights', 'both', '--json',
                scores, *data, f'workers={workers}', f'eval_batch_size={batch}',
@@ -498,7 +498,7 @@ def test_any_number_of_processes_workers_and_batches_gives_the_same_scores(
         with open(scores) as file:
             found.append(json.load(file))
         assert found[-1].pop('seconds') > 0
-    assert found[0] == found[1] == found[2]
+    assert all(scores == found[0] for scores in found)
     for role in ('student', 'teacher'):
         assert found[0]['scores'][role]['images'] == (101 if camvid else 7)
         assert sum(c['precision'] is not None for c in found[0]['scores'][role]['classes']) > 3
