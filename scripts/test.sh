@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs the tests: sh scripts/test.sh [pytest arguments]
-# Without the tests that are marked `slow`, for which a quicker one stands; `-m ''` makes them, too.
+# Tests that are marked `slow` are left out; `-m ''` includes them.
 # One test per core runs at a time, and one more, since many wait for processes that they start;
 # `-n 0` runs one after the other. DSSN_EXTRAS=tests/extras.txt installs optional packages, too, without
 # which their tests are skipped.

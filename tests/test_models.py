@@ -683,3 +683,9 @@ def test_a_missing_file_names_its_sources_and_commands(tmp_path, backbone, stem,
     for word in words + [path, 'convert FILE', '`pretrained: false`']:
         assert word in str(error.value)
     assert ('gluon' in str(error.value)) == any('gluon' in word for word in words)
+
+
+@pytest.mark.parametrize('backbone', ['resnet10', 'dinov2_tiny'])
+def test_a_missing_file_of_a_backbone_without_public_weights(tmp_path, backbone):
+    with pytest.raises(UserError, match=f'no public weights of {backbone}; or set `pretrained: f'):
+        load(None, pretrained_file(backbone, str(tmp_path)), backbone, 'deep')

@@ -147,10 +147,11 @@ def shape_of(tensor):
 
 def missing_file_message(backbone, stem, path):
     """The error for a missing file: its expected content, and the commands to get it."""
-    if backbone.startswith('dinov2_'):
+    without = backbone in ('dinov2_tiny', 'resnet10')  # our own
+    if without or backbone in DINOV2_FILES:
         known = (f'no such file. Get it with `{COMMAND} fetch {backbone}` '
                  f'({source_url(backbone)}); or put that file there'
-                 if backbone in DINOV2_FILES else
+                 if not without else
                  f'no such file, and there are no public weights of {backbone}')
         return f'{path}: {known}; or set `pretrained: false` to train from scratch'
     ways = []

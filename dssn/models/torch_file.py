@@ -2,8 +2,9 @@
 
 From PyTorch 2.10 on this is `torch.load(weights_only=True)`. In older releases that function can be
 made to run code (CVE-2025-32434, CVE-2026-24747), so an unpickler of our own is used there. It
-accepts only containers, tensors and NumPy numbers, and takes memory in proportion to the file. An
-untrusted file may crash such a PyTorch, but it cannot run code.
+accepts only containers, tensors and NumPy numbers. Its memory is in proportion to the size of the
+file, if the file is not compressed. An untrusted file may crash such a PyTorch, but it cannot run
+code.
 """
 import collections
 import math
@@ -138,13 +139,18 @@ class _Unpickler(pickle.Unpickler):
         self.file, self.storage = file, storage
 
     def load(self):
-        """The object of the pickle that begins at the file's position."""
+        """The object of the pickle that begins at the file's position.
+
+        Raises:
+            ValueError: an object in it has too high a number.
+        """
         start = self.file.tell()
         for count, (operation, argument, _) in enumerate(pickletools.genops(self.file)):
-            # The unpickler has an array of numbered objects, as long as their highest number. They
-            # are numbered one after the other, so only a damaged file has one of many gigabytes.
+            # The unpickler keeps numbered objects in an array, whose length is the highest number.
+            # A pickle numbers its objects consecutively, so a higher number is damage; it could
+            # need many gigabytes.
             if operation.name in ('PUT', 'BINPUT', 'LONG_BINPUT') and argument > count:
-                raise ValueError(f'its operation {count} numbers an object {argument}')
+                raise ValueError(f'operation {count} of a pickle numbers an object {argument}')
         self.file.seek(start)
         return super().load()
 
